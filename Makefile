@@ -1,0 +1,34 @@
+# Every target makes .venv when it is missing; a second call is fast.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+XDIST ?= -n 2
+
+.PHONY: venv study test test-all check bench
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("foreshock needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+study: venv
+	$(BIN)/foreshock study quick --out out/quick
+
+test: venv
+	$(BIN)/python -m pytest $(XDIST) -q
+
+test-all: venv
+	$(BIN)/python -m pytest $(XDIST) -q -m slow
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(MAKE) test
+
+bench: venv
+	$(BIN)/python -m benchmarks

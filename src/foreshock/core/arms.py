@@ -1,0 +1,82 @@
+"""Arms: the one name for everything that distinguishes a curve besides size, learning rate and seed."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foreshock.core import plugins
+from foreshock.core.config import Spec, flatten, format_value, parse_value, replace_at, to_json
+from foreshock.core.run_config import RunConfig, check_conflicts
+
+AXES = ("model.width", "model.depth", "model.heads", "optim.lr", "train.seed")
+"""Paths that are axes of a grid, not parts of an arm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Interventions and config overrides that one curve adds to a base recipe."""
+
+    interventions: tuple[Spec, ...] = ()
+    """Cures, by name."""
+    overrides: tuple[tuple[str, Any], ...] = ()
+    """Dotted path and value of each override."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Arm":
+        """Read `none`, or parts joined by `+`: `qk_norm+z_loss:weight=1e-3+optim.weight_decay=0`.
+
+        A part with `=` and without `:` before it is an override, any other an intervention.
+        """
+        interventions, overrides = [], []
+        for part in [p.strip() for p in _split_parts(text) if p.strip() not in ("", "none")]:
+            path, equals, value = part.partition("=")
+            if equals and ":" not in path:
+                overrides.append((path.strip(), parse_value(value)))
+            else:
+                interventions.append(Spec.parse(part))
+        return cls(interventions=tuple(sorted(interventions, key=str)), overrides=tuple(sorted(overrides)))
+
+    def apply(self, base: RunConfig) -> RunConfig:
+        """The base recipe with this arm's overrides and interventions.
+
+        Raises:
+            ConfigError: an unknown field or plug-in (the nearest is offered), a bad value, or a conflict.
+        """
+        for path, value in self.overrides:
+            base = replace_at(base, path, value)
+        specs = tuple(plugins.resolve("interventions", spec) for spec in self.interventions)
+        check_conflicts(base.interventions + specs)
+        return replace(base, interventions=base.interventions + specs)
+
+
+def interventions_name(config: RunConfig) -> str:
+    """The interventions with their non-default options, joined by `+`; `none` if there are none."""
+    return "+".join(str(plugins.shorten("interventions", s)) for s in config.interventions) or "none"
+
+
+def arm_name(config: RunConfig, base: RunConfig) -> str:
+    """The canonical difference of a run from a base recipe: interventions, then overrides, sorted; `none` if equal."""
+    ours, theirs = flatten(to_json(_outside(config))), flatten(to_json(_outside(base)))
+    added = [s for s in config.interventions if s not in base.interventions]
+    parts = sorted(str(plugins.shorten("interventions", s)) for s in added)
+    parts += [
+        f"{path}={format_value(ours.get(path))}"
+        for path in sorted(ours.keys() | theirs.keys())
+        if path not in AXES and ours.get(path) != theirs.get(path)
+    ]
+    return "+".join(parts) or "none"
+
+
+def _outside(config: RunConfig) -> RunConfig:
+    """The config without what an arm never names: interventions (named apart) and the record."""
+    return replace(config, interventions=(), record=RunConfig().record)
+
+
+def _split_parts(text: str) -> list[str]:
+    """Split at `+`, but not inside a number such as 1e+3."""
+    parts: list[str] = []
+    for piece in text.split("+"):
+        if parts and parts[-1][-1:] in "eE" and parts[-1][-2:-1].isdigit() and piece[:1].isdigit():
+            parts[-1] += "+" + piece
+        else:
+            parts.append(piece)
+    return parts

@@ -1,0 +1,189 @@
+"""The contracts between floors: what a step reports, and what interventions, monitors and attention look like.
+
+Shapes: B batch, T tokens (S when they are keys), D width, H heads, K head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from foreshock.core.run_config import RunConfig
+
+
+@dataclass(kw_only=True)
+class StepInfo:
+    """What one training step has made so far; filled in as the step proceeds, handed to every plug-in."""
+
+    step: int
+    """1 for the first optimizer step."""
+    inputs_BT: Tensor
+    """Token ids the model saw."""
+    targets_BT: Tensor
+    """Token ids it had to predict."""
+    logits_BTV: Tensor
+    """Output logits, before any loss."""
+    loss: Tensor
+    """Mean cross-entropy in nats per token, without extra losses; 0-d."""
+    extra_losses: dict[str, Tensor] = field(default_factory=dict)
+    """Loss terms added by interventions, by intervention name; 0-d."""
+    lr: float = 0.0
+    """η·s_t of this step, before any per-group multiplier."""
+    grad_norm: Tensor | None = None
+    """Global L2 norm of the gradients, unscaled and before clipping; 0-d, set after the backward pass."""
+    clip_factor: Tensor | None = None
+    """What clipping multiplied the gradients by, in (0, 1]; 0-d."""
+    seconds: float = 0.0
+    """Mean wall-clock seconds a step since the last logged step, monitors included; 0 before the first."""
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What a plug-in may attach to."""
+
+    model: nn.Module
+    """The model."""
+    output_module: nn.Module
+    """The module that makes the output logits."""
+    optimizer: Optimizer
+    """The optimizer."""
+    config: RunConfig | None = None
+    """The run's config, if it is one of foreshock's own runs."""
+    flops_per_token: float = 0.0
+    """Training FLOPs a token by the stated convention; 0 where unknown."""
+    tokens_per_step: int = 0
+    """Tokens of one optimizer step."""
+
+
+class Need(Enum):
+    """What a monitor or an intervention has to be given."""
+
+    ACTIVATIONS = auto()
+    """Module outputs, through forward hooks."""
+    ATTENTION = auto()
+    """The AttentionCall of every attention, on steps where it is read."""
+    GRADIENTS = auto()
+    """Gradients after unscaling and before clipping."""
+    OPTIMIZER = auto()
+    """Optimizer state after the update."""
+    LOGITS = auto()
+    """Output logits."""
+
+
+class Intervention:
+    """A cure. A plug-in is a frozen dataclass in `interventions/<name>.py` that overrides the phases it uses.
+
+    Phases run in the order below; inside a phase, in the order of the config. An intervention without state is
+    its own runtime; one with state overrides `build` and returns a runtime that has `state_dict` and
+    `load_state_dict`.
+    """
+
+    conflicts: ClassVar[frozenset[str]] = frozenset()
+    """Names of interventions it cannot be combined with."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What it has to be given."""
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    """Options under which it changes no bit of a run; None if there are none."""
+    semantics: ClassVar[int] = 1
+    """Raised when its meaning changes, so that older runs are not taken for new ones."""
+
+    def edit_config(self, config: RunConfig) -> RunConfig:
+        """The config to build instead of this one; where a cure is a setting, this is all of it."""
+        return config
+
+    def build(self, context: Context) -> Intervention:
+        """The runtime whose phases below are called during training."""
+        return self
+
+    def edit_model(self, model: nn.Module) -> None:
+        """Change the model in place, after it was built and initialised."""
+
+    def edit_optimizer(self, optimizer: Optimizer) -> None:
+        """Change the optimizer in place, before the first step."""
+
+    def extra_loss(self, info: StepInfo) -> Tensor | None:
+        """A loss term (0-d) added to the cross-entropy before the backward pass."""
+        return None
+
+    def before_update(self, info: StepInfo) -> Tensor | None:
+        """After the backward pass, before clipping; may return a 0-d keep in {0, 1} that gates the update."""
+        return None
+
+    def after_update(self, info: StepInfo) -> None:
+        """After the optimizer step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same bits."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of `state_dict`."""
+
+
+class Observer:
+    """A monitor attached to one run. Never changes the run, never copies to the host."""
+
+    def begin(self) -> None:
+        """A logged step starts: hooks must listen until `read`."""
+
+    def gradients(self, info: StepInfo) -> None:
+        """Gradients are there, unscaled and not yet clipped."""
+
+    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
+        """The step is over: rows `group/quantity[/module path]` to 0-d tensors, short 1-d tensors or numbers.
+
+        A 1-d tensor becomes a list of numbers (per head). Hooks stop listening.
+        """
+        return {}
+
+    def close(self) -> None:
+        """Remove every hook: the model is as it was."""
+
+
+class Monitor:
+    """A frozen declaration in `monitors/<name>.py`: what it needs, and how to attach it."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What it has to be given."""
+
+    def attach(self, context: Context) -> Observer:
+        """Attach to a model and optimizer; the observer alone holds hooks, buffers and history."""
+        raise TypeError(f"{type(self).__name__} must override attach")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """One attention, whoever makes it: all that is needed to recompute its scores."""
+
+    q_BHTK: Tensor
+    """Queries as they enter the score."""
+    k_BHSK: Tensor
+    """Keys as they enter the score."""
+    scale: float
+    """Score multiplier in force; the attention logit is scale · q·k."""
+    causal: bool = True
+    """Whether query t sees keys up to t only."""
+    mask: Tensor | None = None
+    """Boolean, True where a query may look, broadcastable to (B, H, T, S)."""
+    window: int | None = None
+    """Keys a query may look back to, itself included; None for all."""
+    score: Callable[[Tensor], Tensor] | None = None
+    """Transform of the attention logits before the probabilities."""
+    probability: Callable[[Tensor], Tensor] | None = None
+    """What turns masked scores (-inf where masked) into weights; None is the softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMaxima:
+    """Where a kernel gives only maxima: the largest attention logit per head, and how it was obtained."""
+
+    values_H: Tensor
+    """Largest attention logit per head over batch, queries and keys."""
+    method: Literal["exact", "sample", "bound"]
+    """How far the number can be trusted."""

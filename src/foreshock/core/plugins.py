@@ -1,0 +1,88 @@
+"""Plug-in loading: the file name is the key. This is the one place with a dynamic import.
+
+A family is a package below `foreshock` (for example `interventions` or `proxy.layers.norms`). Each of its
+modules that does not start with an underscore holds exactly one public frozen dataclass: the plug-in. A user's
+own plug-in is named `package.module:Class` and needs no installation beyond being importable.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from typing import Any, cast
+
+from foreshock.core.config import Spec, convert, field_types
+from foreshock.core.errors import ConfigError, unknown
+
+
+def names(family: str) -> list[str]:
+    """The plug-ins of a family, by file name, sorted."""
+    package = importlib.import_module(f"foreshock.{family}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def declaration(family: str, name: str) -> type:
+    """The dataclass that declares a plug-in.
+
+    Raises:
+        ConfigError: no such plug-in; the nearest name is offered.
+    """
+    if ":" in name:
+        return _foreign(family, name)
+    known = names(family)
+    if name not in known:
+        raise unknown(_singular(family), name, known)
+    module = importlib.import_module(f"foreshock.{family}.{name}")
+    own = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if member.__module__ == module.__name__ and not member.__name__.startswith("_")
+    ]
+    if len(own) != 1:
+        raise ConfigError(f"{module.__name__} must hold exactly one public class, holds {[c.__name__ for c in own]}")
+    return cast(type, own[0])
+
+
+def load(family: str, spec: Spec) -> Any:
+    """Build the plug-in that a spec names, with its options checked against the declaration.
+
+    Raises:
+        ConfigError: unknown plug-in or option (the nearest is offered), or an option of the wrong type or range.
+    """
+    cls = declaration(family, spec.name)
+    known = field_types(cls)
+    values = {}
+    for key, value in spec.options.items():
+        if key not in known:
+            raise unknown(f"option of {spec.name}", key, list(known))
+        values[key] = convert(known[key], value, f"{spec.name}:{key}")
+    return cls(**values)
+
+
+def resolve(family: str, spec: Spec) -> Spec:
+    """The spec with every option written out, defaults included."""
+    built = load(family, spec)
+    return Spec(spec.name, {f.name: getattr(built, f.name) for f in dataclasses.fields(built)})
+
+
+def shorten(family: str, spec: Spec) -> Spec:
+    """The spec with the options that equal their defaults left out; the inverse of `resolve`."""
+    defaults = {f.name: f.default for f in dataclasses.fields(declaration(family, spec.name))}
+    return Spec(spec.name, {k: v for k, v in spec.options.items() if v != defaults.get(k, dataclasses.MISSING)})
+
+
+def _foreign(family: str, name: str) -> type:
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot load {_singular(family)} {name!r}: {error}; give an importable package.module:Class"
+        ) from error
+    if not dataclasses.is_dataclass(found):
+        raise ConfigError(f"{name!r} must be a frozen dataclass, see CONTRIBUTING.md")
+    return cast(type, found)
+
+
+def _singular(family: str) -> str:
+    return family.rpartition(".")[2].removesuffix("s")

@@ -1,0 +1,298 @@
+"""What one run is. The defaults written here are the base recipe: 2309.14322 with qk-norm and z-loss off.
+
+Every section is one frozen dataclass; a field's docstring gives its meaning and unit. `record` says what a run
+writes down and is outside the run id; everything else determines the bits.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from foreshock.core import plugins as plugin_loader
+from foreshock.core.config import Spec, digest, field_types, from_json, plugin, plugins, to_json
+from foreshock.core.errors import require
+
+SEMANTICS = {"train": 1, "data": 1, "proxy": 1, "optim": 1}
+"""Raised by one when the meaning of a component changes, so that older runs are not taken for new ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSlots:
+    """Which norm sits in each named slot of a block; None leaves the slot empty."""
+
+    pre_attn: Spec | None = plugin("proxy.layers.norms", "layer_norm")
+    """On the input of attention."""
+    q: Spec | None = plugin("proxy.layers.norms", None)
+    """On queries, before RoPE."""
+    k: Spec | None = plugin("proxy.layers.norms", None)
+    """On keys, before RoPE."""
+    v: Spec | None = plugin("proxy.layers.norms", None)
+    """On values."""
+    post_proj: Spec | None = plugin("proxy.layers.norms", None)
+    """On the output of the attention projection, before the residual add."""
+    pre_mlp: Spec | None = plugin("proxy.layers.norms", "layer_norm")
+    """On the input of the MLP."""
+    post_fc2: Spec | None = plugin("proxy.layers.norms", None)
+    """On the output of the MLP, before the residual add."""
+    final: Spec | None = plugin("proxy.layers.norms", "layer_norm")
+    """Before the output head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """How scores become a mixture of values."""
+
+    rope_base: float = 10_000.0
+    """Base of the rotary position embedding, dimensionless."""
+    qkv_norm_over: Literal["head", "width"] = "head"
+    """Whether norms on q, k, v act per head (one scale shared by the heads) or over the full width."""
+    score: Spec | None = plugin("proxy.layers.scores", None)
+    """Transform of the scaled scores before the softmax; None leaves them as they are."""
+    probability: Spec | None = plugin("proxy.layers.probabilities", None)
+    """What turns scores into weights; None is the softmax."""
+
+    def __post_init__(self) -> None:
+        require(self.rope_base > 1, "model.attention.rope_base", "must be above 1", self.rope_base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only Transformer without biases (2309.14322 sec. 2.1)."""
+
+    width: int = 64
+    """Residual width d, in features."""
+    depth: int = 3
+    """Number of blocks L."""
+    heads: int = 4
+    """Attention heads; the head dimension is width / heads."""
+    mlp: Spec = plugin("proxy.layers.mlps", "gelu")
+    """The MLP: activation and hidden size."""
+    residual: Spec = plugin("proxy.layers.residuals", "plain")
+    """How a sub-layer's output joins the residual stream."""
+    parametrization: Literal["standard"] = "standard"
+    """Table of initial standard deviation, LR and decay multiplier by parameter role."""
+    norms: NormSlots = field(default_factory=NormSlots)
+    """Norm slots."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Attention."""
+
+    def __post_init__(self) -> None:
+        require(self.depth >= 1, "model.depth", "must be at least 1", self.depth)
+        require(self.heads >= 1, "model.heads", "must be at least 1", self.heads)
+        fits = self.width >= 1 and self.width % self.heads == 0
+        require(fits, "model.width", f"must be a multiple of model.heads={self.heads}", self.width)
+        even = self.width // self.heads % 2 == 0
+        rule = f"must give an even head dimension for RoPE with model.heads={self.heads}"
+        require(even, "model.width", rule, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where tokens come from and how they are batched."""
+
+    source: Spec = plugin("proxy.data.sources", "local_python")
+    """The corpus."""
+    tokenizer: Spec = plugin("proxy.data.tokenizers", "bytes")
+    """Text to token ids; ignored by sources that already hold ids."""
+    seq_len: int = 64
+    """Tokens a sequence, T."""
+    batch_size: int = 16
+    """Sequences a step, B."""
+
+    def __post_init__(self) -> None:
+        require(self.seq_len >= 2, "data.seq_len", "must be at least 2", self.seq_len)
+        require(self.batch_size >= 1, "data.batch_size", "must be at least 1", self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer (2309.14322 sec. 2.1)."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adamw and sgd take decoupled decay; adam adds the decay to the gradient (L2)."""
+    lr: float = 1e-2
+    """Peak learning rate η."""
+    beta1: float = 0.9
+    """Decay of the first moment; the momentum of sgd."""
+    beta2: float = 0.95
+    """Decay of the second moment; unused by sgd."""
+    eps: float = 1e-8
+    """AdamW's epsilon, in units of the gradient."""
+    weight_decay: float = 1e-4
+    """λ: applied to every tensor."""
+    decay: Literal["independent", "coupled"] = "independent"
+    """independent: θ -= s_t·λ·θ; coupled: θ -= s_t·η·λ·θ, with s_t the schedule in [0, 1]."""
+    clip_norm: float | None = 1.0
+    """Global gradient norm above which gradients are scaled down; None switches clipping off."""
+
+    def __post_init__(self) -> None:
+        positive = math.isfinite(self.lr) and self.lr > 0
+        require(positive, "optim.lr", "must be a finite number above 0", self.lr)
+        require(0 <= self.beta1 < 1, "optim.beta1", "must be in [0, 1)", self.beta1)
+        require(0 <= self.beta2 < 1, "optim.beta2", "must be in [0, 1)", self.beta2)
+        require(self.eps > 0, "optim.eps", "must be above 0", self.eps)
+        valid = math.isfinite(self.weight_decay) and self.weight_decay >= 0
+        require(valid, "optim.weight_decay", "must be a finite number, 0 or more", self.weight_decay)
+        clip = self.clip_norm is None or self.clip_norm > 0
+        require(clip, "optim.clip_norm", "must be above 0, or null for no clipping", self.clip_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over time: η·s_t."""
+
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after warm-up."""
+    warmup: float = 0.1
+    """Linear warm-up, as a fraction of the steps."""
+    min_lr: float = 1e-5
+    """Absolute learning rate at the end of the decay."""
+    decay_fraction: float = 0.2
+    """Final decay of wsd, as a fraction of the steps; unused by the others."""
+
+    def __post_init__(self) -> None:
+        rule = "must be a fraction of the steps in [0, 1]: warm-up cannot be longer than training"
+        require(0 <= self.warmup <= 1, "schedule.warmup", rule, self.warmup)
+        require(self.min_lr >= 0, "schedule.min_lr", "must be 0 or more", self.min_lr)
+        require(0 < self.decay_fraction <= 1, "schedule.decay_fraction", "must be in (0, 1]", self.decay_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, from which seed, and when to look at held-out data."""
+
+    steps: int = 250
+    """Optimizer steps."""
+    seed: int = 0
+    """Seed of initialisation and data order."""
+    eval_every: int = 125
+    """Steps between held-out evaluations; the first and the last step are always evaluated."""
+    eval_batches: int = 16
+    """Batches of one held-out evaluation, the same ones every time."""
+    patience: int = 3
+    """Stop early after this many evaluations in a row above the loss at initialisation."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "eval_batches", "patience"):
+            require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1", getattr(self, name))
+        require(self.seed >= 0, "train.seed", "must be 0 or more", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """What the bits depend on besides the recipe: device type, precision, threads."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device type."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32 throughout, or bf16 autocast with fp32 parameters."""
+    compile: bool = False
+    """Whether the model runs under torch.compile."""
+    threads: int = 1
+    """CPU threads of one run."""
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 1, "runtime.threads", "must be at least 1", self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What a run writes down. Outside the run id: it never changes the bits."""
+
+    monitors: tuple[Spec, ...] = plugins(
+        "monitors", "loss", "attention_logits", "output_logits", "norms", "block_outputs", "throughput"
+    )
+    """Monitors to attach."""
+    log_every: int = 10
+    """Steps between logged steps; the first, the last and step ⌈steps/4⌉ are always logged."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints of an unfinished run."""
+    keep_checkpoint: bool = False
+    """Whether a finished run keeps its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        require(self.log_every >= 1, "record.log_every", "must be at least 1", self.log_every)
+        require(self.checkpoint_every >= 1, "record.checkpoint_every", "must be at least 1", self.checkpoint_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: everything that determines its bits, and what it records."""
+
+    task: str = "train"
+    """What the run does: a file of `foreshock/tasks`."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Corpus and batches."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over time."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length, seed, evaluation."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Device, precision, threads."""
+    interventions: tuple[Spec, ...] = plugins("interventions")
+    """Cures, applied in this order inside each phase."""
+    record: RecordConfig = field(default_factory=RecordConfig)
+    """What is written down."""
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The config with every plug-in's options filled in and every name and value checked; needs no torch.
+
+    Raises:
+        ConfigError: an unknown plug-in or option, conflicting interventions, or a value out of range.
+    """
+    resolved: RunConfig = _resolve_specs(from_json(RunConfig, to_json(config)))
+    check_conflicts(resolved.interventions)
+    return resolved
+
+
+def check_conflicts(interventions: tuple[Spec, ...]) -> None:
+    """Raise a ConfigError if an intervention is given twice or two of them exclude each other."""
+    given = [spec.name for spec in interventions]
+    for spec in interventions:
+        require(given.count(spec.name) == 1, "interventions", "must name each intervention once", given)
+        excluded = plugin_loader.load("interventions", spec).conflicts
+        clash = sorted(set(excluded) & set(given))
+        require(not clash, "interventions", f"cannot combine {spec.name} with {', '.join(clash)}; drop one", given)
+
+
+def edited(config: RunConfig) -> RunConfig:
+    """The config after every intervention's `edit_config`, in order: what is built."""
+    for spec in config.interventions:
+        config = plugin_loader.load("interventions", spec).edit_config(config)
+    return config
+
+
+def run_id(config: RunConfig, data_hash: str) -> str:
+    """Twelve hex digits that change exactly when the bits of a run may change.
+
+    Hash of the resolved config before any `edit_config` and without `record`, the hash of the tokens used, and
+    the semantics versions of the components and interventions involved.
+    """
+    specs = config.interventions
+    semantics = SEMANTICS | {s.name: plugin_loader.declaration("interventions", s.name).semantics for s in specs}  # type: ignore[attr-defined]
+    return digest({**bits_of(config), "data_hash": data_hash, "semantics": semantics})
+
+
+def bits_of(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as JSON without `record`: what determines the bits."""
+    return {key: value for key, value in to_json(resolve(config)).items() if key != "record"}
+
+
+def _resolve_specs(config: Any) -> Any:
+    """Resolve every field declared with a plug-in family, through nested sections."""
+    changes: dict[str, Any] = {}
+    for name in field_types(type(config)):
+        value = getattr(config, name)
+        family = type(config).__dataclass_fields__[name].metadata.get("family")
+        if family is None:
+            changes[name] = _resolve_specs(value) if hasattr(type(value), "__dataclass_fields__") else value
+        elif isinstance(value, Spec):
+            changes[name] = plugin_loader.resolve(family, value)
+        elif isinstance(value, tuple):
+            changes[name] = tuple(plugin_loader.resolve(family, spec) for spec in value)
+    return replace(config, **changes)

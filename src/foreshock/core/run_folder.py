@@ -1,0 +1,195 @@
+"""The run folder: the only joint between running and analysing.
+
+    config.json     the resolved config              status.json    where the run stands, with a heartbeat
+    manifest.json   versions, data, device, command  metrics.jsonl  one object a logged step
+    checkpoints/    checksummed, newest last         events.jsonl   what happened, in order
+    lock            held by the worker for the run's life
+"""
+
+import hashlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from filelock import FileLock
+
+from foreshock.core import files
+from foreshock.core.errors import RunFolderError
+
+FORMAT = 1
+"""Version of the folder's layout; a folder with a higher one is refused."""
+
+Status = Literal["queued", "running", "interrupted", "done", "diverged", "failed"]
+FINISHED: frozenset[str] = frozenset({"done", "diverged"})
+"""Statuses that need no further work: diverged is a result, not a failure."""
+
+_LOGS = ("metrics.jsonl", "events.jsonl")
+_CHECKPOINT = re.compile(r"step_(\d{8})\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint whose checksum holds."""
+
+    step: int
+    """Optimizer steps done."""
+    payload: bytes
+    """What `save_checkpoint` was given."""
+    lengths: Mapping[str, int]
+    """Byte length of each JSON-lines file when it was saved."""
+
+
+class RunFolder:
+    """One run on disk. Every write is whole or absent; logs are append-only between checkpoints."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._logs: dict[str, IO[bytes]] = {}
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Make the folder and write its config; a config already there is left alone.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"cannot create {self.path}: {error.strerror}; choose another --out") from error
+        if not (self.path / "config.json").exists():
+            files.write_json(self.path / "config.json", config)
+
+    def lock(self) -> FileLock:
+        """The lock a worker holds for the run's life; released by the system if the worker is killed."""
+        return FileLock(self.path / "lock")
+
+    def config(self) -> dict[str, Any]:
+        """The config as written, after checking that this version can read the folder."""
+        manifest = self.manifest()
+        if manifest.get("format", FORMAT) > FORMAT:
+            raise RunFolderError(
+                f"{self.path} was written by a newer foreshock (format {manifest['format']}, this one reads "
+                f"{FORMAT}); upgrade foreshock or choose another --out"
+            )
+        return dict(files.read_json(self.path / "config.json"))
+
+    def manifest(self) -> dict[str, Any]:
+        """Versions, data, device and command of the run; empty before it started."""
+        path = self.path / "manifest.json"
+        return dict(files.read_json(path)) if path.exists() else {}
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, stamped with the folder's format."""
+        files.write_json(self.path / "manifest.json", {"format": FORMAT, **manifest})
+
+    def status(self) -> dict[str, Any]:
+        """The last status written; `queued` before the first."""
+        path = self.path / "status.json"
+        return dict(files.read_json(path)) if path.exists() else {"status": "queued"}
+
+    def write_status(self, status: Status, **facts: Any) -> None:
+        """Replace the status, stamped with process, host and the time in seconds since the epoch."""
+        stamp = {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()}
+        files.write_json(self.path / "status.json", {"status": status, **stamp, **facts})
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one logged step."""
+        files.append_line(self._log("metrics.jsonl"), row)
+
+    def append_event(self, event: str, **facts: Any) -> None:
+        """Append one event with the time it happened."""
+        files.append_line(self._log("events.jsonl"), {"event": event, "time": time.time(), **facts})
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps; a torn last line is left out."""
+        return files.read_lines(self.path / "metrics.jsonl")
+
+    def events(self) -> list[dict[str, Any]]:
+        """The events; a torn last line is left out."""
+        return files.read_lines(self.path / "events.jsonl")
+
+    def save_checkpoint(self, step: int, payload: bytes, *, healthy: bool) -> None:
+        """Write a checkpoint and drop older ones, but never the newest healthy one.
+
+        `healthy` says that training was finite when it was saved. The sidecar is written last: without it, or
+        with a wrong checksum, the checkpoint does not count.
+        """
+        for log in _LOGS:
+            os.fsync(self._log(log).fileno())
+        lengths = {log: (self.path / log).stat().st_size for log in _LOGS}
+        stem = self.checkpoints / f"step_{step:08d}"
+        files.write_atomic(stem.with_suffix(".pt"), payload)
+        facts = {"step": step, "sha256": _sha256(payload), "healthy": healthy, "lengths": lengths}
+        files.write_json(stem.with_suffix(".json"), facts)
+        self._rotate()
+
+    def healthy_checkpoints(self) -> Iterator[Checkpoint]:
+        """Checkpoints whose checksum holds, newest first; a damaged one is recorded as an event and passed over."""
+        for sidecar in self._sidecars():
+            facts = files.read_json(sidecar)
+            payload_path = sidecar.with_suffix(".pt")
+            payload = payload_path.read_bytes() if payload_path.exists() else b""
+            if _sha256(payload) == facts["sha256"]:
+                yield Checkpoint(step=facts["step"], payload=payload, lengths=facts["lengths"])
+            else:
+                self.append_event("checkpoint_rejected", step=facts["step"], reason="checksum does not match")
+
+    def truncate_to(self, lengths: Mapping[str, int]) -> None:
+        """Cut metrics back to a checkpoint, so that no step appears twice; events keep their history."""
+        self.close()
+        with (self.path / "metrics.jsonl").open("ab") as file:
+            file.truncate(lengths["metrics.jsonl"])
+
+    def mend_logs(self) -> None:
+        """Cut off a torn last line of each log, so that appending starts on a line of its own."""
+        self.close()
+        for name in _LOGS:
+            with (self.path / name).open("a+b") as file:
+                file.seek(0)
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+
+    def drop_checkpoints(self, keep: int = 0) -> None:
+        """Remove all checkpoints but the newest `keep`."""
+        for sidecar in self._sidecars()[keep:]:
+            self._remove(sidecar)
+
+    def close(self) -> None:
+        """Close the logs."""
+        for file in self._logs.values():
+            file.close()
+        self._logs.clear()
+
+    def _log(self, name: str) -> IO[bytes]:
+        if name not in self._logs:
+            self._logs[name] = (self.path / name).open("ab")
+        return self._logs[name]
+
+    def _sidecars(self) -> list[Path]:
+        found = [p for p in self.checkpoints.glob("step_*.json") if _CHECKPOINT.fullmatch(p.name)]
+        return sorted(found, reverse=True)
+
+    def _rotate(self) -> None:
+        sidecars = self._sidecars()
+        newest_healthy = next((p for p in sidecars if files.read_json(p)["healthy"]), None)
+        for sidecar in sidecars[2:]:
+            if sidecar != newest_healthy:
+                self._remove(sidecar)
+
+    def _remove(self, sidecar: Path) -> None:
+        sidecar.unlink()
+        sidecar.with_suffix(".pt").unlink(missing_ok=True)
+
+
+def _sha256(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

@@ -1,0 +1,1 @@
+"""Cures, one file each; the file name is the key."""

@@ -1,0 +1,1 @@
+"""Small Transformers that fail like large ones: model, parametrization, optimizers, schedules, data."""

@@ -1,0 +1,1 @@
+"""Tokens: sources, tokenizers, cache, batches. No torch."""

@@ -1,0 +1,1 @@
+"""Parts of a block that are chosen by name, one file each."""

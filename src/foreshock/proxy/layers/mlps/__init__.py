@@ -1,0 +1,1 @@
+"""Activations and hidden sizes of the MLP."""

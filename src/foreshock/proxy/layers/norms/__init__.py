@@ -1,0 +1,1 @@
+"""Norms for the named slots of a block."""

@@ -1,0 +1,1 @@
+"""What turns attention scores into weights."""

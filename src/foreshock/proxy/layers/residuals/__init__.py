@@ -1,0 +1,1 @@
+"""Rules by which a sub-layer's output joins the residual stream."""

@@ -1,0 +1,1 @@
+"""Transforms of attention scores before the softmax."""

@@ -1,0 +1,1 @@
+"""From tables to charts and one self-contained page. No torch."""
