@@ -28,7 +28,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
+        raise RunFolderError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another --out"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,9 +1,9 @@
 """The run folder: the only joint between running and analysing.
 
-    config.json     the resolved config              status.json    where the run stands, with a heartbeat
-    manifest.json   versions, data, device, command  metrics.jsonl  one object a logged step
-    checkpoints/    checksummed, newest last         events.jsonl   what happened, in order
-    lock            held by the worker for the run's life
+config.json     the resolved config              status.json    where the run stands, with a heartbeat
+manifest.json   versions, data, device, command  metrics.jsonl  one object a logged step
+checkpoints/    checksummed, newest last         events.jsonl   what happened, in order
+lock            held by the worker for the run's life
 """
 
 import hashlib

@@ -1,13 +1,22 @@
 """The one seam of attention: every attention is an AttentionCall, and every consumer reads that.
 
-Shapes: B batch, T queries, S keys, H heads, K head dimension.
+Shapes: B batch, T queries, S keys, H heads, K head dimension; t the queries of one chunk.
 """
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foreshock.core.contracts import AttentionCall
+from foreshock.probes import hooks
+
+CHUNK_ELEMENTS = 2**24
+"""Attention logits held at a time when they are recomputed: 64 MiB in fp32."""
 
 
 class AttentionCore(nn.Module):
@@ -36,12 +45,15 @@ def logits(call: AttentionCall) -> Tensor:
     return call.scale * (call.q_BHTK @ call.k_BHSK.transpose(-2, -1))
 
 
-def allowed(call: AttentionCall) -> Tensor | None:
-    """True where a query may look, broadcastable to (B, H, T, S); None if it may look everywhere."""
+def allowed(call: AttentionCall, first_query: int = 0) -> Tensor | None:
+    """True where a query may look, broadcastable to (B, H, T, S); None if it may look everywhere.
+
+    `first_query` is the position of the call's first query, for calls that hold a part of the queries.
+    """
     T, S = call.q_BHTK.shape[-2], call.k_BHSK.shape[-2]
     device = call.q_BHTK.device
     may = call.mask
-    query_T1 = torch.arange(T, device=device)[:, None]
+    query_T1 = torch.arange(first_query, first_query + T, device=device)[:, None]
     key_1S = torch.arange(S, device=device)[None, :]
     if call.causal:
         causal = key_1S <= query_T1
@@ -54,10 +66,130 @@ def allowed(call: AttentionCall) -> Tensor | None:
 
 def probabilities(call: AttentionCall) -> Tensor:
     """Attention weights (B, H, T, S), computed explicitly: score transform, mask, probability."""
-    scores = logits(call)
+    return _weights(call, logits(call), allowed(call))
+
+
+def _weights(call: AttentionCall, scores: Tensor, may: Tensor | None) -> Tensor:
     if call.score is not None:
         scores = call.score(scores)
-    may = allowed(call)
     if may is not None:
         scores = scores.masked_fill(~may, float("-inf"))
     return scores.softmax(-1) if call.probability is None else call.probability(scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionStatistics:
+    """What one attention's logits and weights look like, per head; a non-finite one shows as nan or inf."""
+
+    max_H: Tensor
+    """Largest attention logit over batch and unmasked pairs."""
+    max_abs_H: Tensor
+    """Largest magnitude of an attention logit over batch and unmasked pairs."""
+    entropy_H: Tensor
+    """Entropy of the weights in nats, mean over batch and queries."""
+
+
+@torch.no_grad()
+def statistics(call: AttentionCall) -> AttentionStatistics:
+    """Exact statistics of the attention logits and weights, recomputed from q and k.
+
+    A logit is `scale · q·k` before score transform and mask, in at least fp32 whatever autocast says. Entropy is
+    `-Σ_s p ln p` of the weights in force; weights that do not come from a softmax are first made to sum to one,
+    and a query that looks nowhere counts 0. Queries are taken in chunks: memory stays below a few times
+    `CHUNK_ELEMENTS` whatever T.
+    """
+    with torch.autocast(call.q_BHTK.device.type, enabled=False):
+        parts = [_chunk_statistics(chunk, first) for first, chunk in _chunks(call)]
+        B, _, T, _ = call.q_BHTK.shape
+        return AttentionStatistics(
+            max_H=torch.stack([part.max_H for part in parts]).amax(0),
+            max_abs_H=torch.stack([part.max_abs_H for part in parts]).amax(0),
+            entropy_H=torch.stack([part.entropy_H for part in parts]).sum(0) / (B * T),
+        )
+
+
+def _chunks(call: AttentionCall) -> Iterator[tuple[int, AttentionCall]]:
+    """The call cut into runs of queries, each with the position of its first query."""
+    q_BHTK, k_BHSK = _accurate(call.q_BHTK), _accurate(call.k_BHSK)
+    (B, H, T, _), S = q_BHTK.shape, k_BHSK.shape[-2]
+    mask = None if call.mask is None else call.mask.broadcast_to(*call.mask.shape[:-2], T, S)
+    length = max(1, CHUNK_ELEMENTS // (B * H * S))
+    for first in range(0, T, length):
+        last = min(first + length, T)
+        # Under a softmax, keys that none of these queries may see add nothing; other weights may count them.
+        keys = min(last, S) if call.causal and call.probability is None else S
+        yield (
+            first,
+            replace(
+                call,
+                q_BHTK=q_BHTK[:, :, first:last],
+                k_BHSK=k_BHSK[:, :, :keys],
+                mask=None if mask is None else mask[..., first:last, :keys],
+            ),
+        )
+
+
+def _chunk_statistics(call: AttentionCall, first_query: int) -> AttentionStatistics:
+    """As `statistics`, with the entropy summed over batch and queries."""
+    scores_BHtS = logits(call)
+    may = allowed(call, first_query)
+    weights_BHtS = _weights(call, scores_BHtS, may)
+    highest = lowest = scores_BHtS
+    if may is not None:
+        highest = scores_BHtS.masked_fill(~may, float("-inf"))
+        lowest = scores_BHtS.masked_fill(~may, float("inf"))
+    if call.mask is not None and may is not None:
+        weights_BHtS = weights_BHtS.masked_fill(~may, 0)  # a softmax over no key at all is nan
+    if call.probability is not None:
+        total_BHt1 = weights_BHtS.sum(-1, keepdim=True)
+        weights_BHtS = weights_BHtS / total_BHt1.where(total_BHt1 != 0, 1)
+    max_H = highest.amax((0, 2, 3))
+    return AttentionStatistics(
+        max_H=max_H,
+        max_abs_H=torch.maximum(max_H, -lowest.amin((0, 2, 3))),
+        entropy_H=torch.special.entr(weights_BHtS).sum((0, 2, 3)),
+    )
+
+
+def vector_norms(x_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and largest L2 norm of the vectors in the last dimension, 0-d each."""
+    norms_BHT = torch.linalg.vector_norm(_accurate(x_BHTK), dim=-1)
+    return norms_BHT.mean(), norms_BHT.amax()
+
+
+def tap_attention(model: nn.Module) -> hooks.Taps[AttentionCall]:
+    """Taps on every AttentionCore of a model: the calls of one training forward, q and k detached, by path.
+
+    The path is that of the enclosing block, the nearest member of a ModuleList, where the block holds one
+    attention; elsewhere that of the attention module, which is the core's parent. The calls are kept whole rather
+    than reduced on the spot: the backward pass needs q and k anyway, and a compiled graph stays small.
+    """
+    cores = {hooks.path(name): core for name, core in model.named_modules() if isinstance(core, AttentionCore)}
+    block_of = {name: _block(model, name) for name in cores}
+    shared = Counter(block_of.values())
+    modules = {}
+    for name, core in cores.items():
+        block = block_of[name]
+        alone = block is not None and shared[block] == 1
+        modules[block if alone and block is not None else name.rpartition(".")[0] or name] = core
+    return hooks.Taps(modules, _detached, at="input")
+
+
+def _block(model: nn.Module, name: str) -> str | None:
+    """The nearest enclosing member of a ModuleList."""
+    lists = {hooks.path(path) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        if ".".join(parts[: length - 1]) in lists:
+            return ".".join(parts[:length])
+    return None
+
+
+def _detached(inputs: tuple[Any, ...]) -> AttentionCall:
+    call: AttentionCall = inputs[0]
+    return replace(call, q_BHTK=call.q_BHTK.detach(), k_BHSK=call.k_BHSK.detach())
+
+
+def _accurate(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or as it is where it is fp64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

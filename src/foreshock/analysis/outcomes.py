@@ -1,0 +1,149 @@
+"""Outcome of a run: stable, degraded or diverged, decided from its record and from its neighbours on the LR grid.
+
+Instability of small models is mostly a collapse to a plateau, not a nan, and a run at a low LR is slow, not
+unstable. The rule therefore looks at the training curve by itself first, then at runs above the best LR only.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from foreshock.analysis.sensitivity import CURVE, Floats, best_index, cap_losses
+from foreshock.core.errors import require
+from foreshock.core.run_folder import FINISHED
+
+Outcome = Literal["stable", "degraded", "diverged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeRule:
+    """The constants of the outcome rule: analysis options, outside the run."""
+
+    window_fraction: float = 0.1
+    """Length of the windows over which the training loss is averaged, as a fraction of the steps completed."""
+    rise_nats: float = 0.2
+    """A last window this far above the lowest earlier one is a slow failure, in nats per token."""
+    bigram_margin_nats: float = 0.1
+    """The best run must beat the count bigram by this for the bigram to count as a failure line, in nats per token."""
+    degraded_share: float = 0.05
+    """Share of (l0 − best loss) by which a run may be worse than the best and still be stable."""
+
+    def __post_init__(self) -> None:
+        valid = 0 < self.window_fraction <= 0.5
+        require(valid, "window_fraction", "must be in (0, 0.5]: an earlier window must fit", self.window_fraction)
+        for name in ("rise_nats", "bigram_margin_nats", "degraded_share"):
+            require(getattr(self, name) >= 0, name, "must be 0 or more", getattr(self, name))
+
+
+def train_rise(steps: Floats, losses: Floats, window_fraction: float = OutcomeRule.window_fraction) -> float:
+    """How far the mean training loss of the last window lies above the lowest earlier window, in nats per token.
+
+    A window is (t − w, t] with w = window_fraction × the last step; it ends on a logged step and averages the
+    logged steps in it. Earlier windows end before the last one starts, and start at step 0 or later. nan if there
+    is no earlier window, or if a loss is not finite (an outcome of its own).
+
+    Args:
+        steps: logged steps, increasing.
+        losses: training cross-entropy at each, in nats per token.
+        window_fraction: window length as a fraction of the last step.
+    """
+    if steps.size == 0 or not np.all(np.isfinite(losses)):
+        return float("nan")
+    width = window_fraction * steps[-1]
+    ends = steps[(steps >= width) & (steps <= steps[-1] - width)]
+    earlier = [_window_mean(steps, losses, end, width) for end in ends]
+    return _window_mean(steps, losses, steps[-1], width) - min(earlier) if earlier else float("nan")
+
+
+def _window_mean(steps: Floats, losses: Floats, end: float, width: float) -> float:
+    return float(losses[(steps > end - width) & (steps <= end)].mean())
+
+
+def bigram_counts(best_loss: float, bigram_loss: float | None, rule: OutcomeRule) -> bool:
+    """Whether the bigram clause is on: the best run beats the count bigram by the margin."""
+    return bigram_loss is not None and best_loss <= bigram_loss - rule.bigram_margin_nats
+
+
+def curve_outcomes(
+    lrs: Floats,
+    losses: Floats,
+    loss_init: Floats,
+    failed: NDArrayBool,
+    bigram_loss: float | None,
+    rule: OutcomeRule,
+) -> list[Outcome]:
+    """The outcomes of the finished runs of one arm, size and seed, one per LR.
+
+    Clauses in order: *diverged* if the run failed by itself; at LRs up to the best, *stable* (below the best that
+    is no evidence of stability: such a run is under-trained); above it, *diverged* if no better than the bigram,
+    *degraded* if worse than the best by more than `degraded_share` of (l0 − best), else *stable*.
+
+    Args:
+        lrs: peak learning rates, any order.
+        losses: final held-out loss at each, in nats per token.
+        loss_init: l0 of each run.
+        failed: whether the run failed by itself: non-finite, stopped early, or risen.
+        bigram_loss: loss of the count bigram on the same evaluation batches; None switches its clause off.
+        rule: the constants.
+    """
+    capped = cap_losses(losses, loss_init)
+    best = best_index(lrs, capped)
+    bigram = bigram_loss if bigram_counts(capped[best], bigram_loss, rule) else None
+    allowed = capped[best] + rule.degraded_share * (loss_init - capped[best])
+
+    def decide(i: int) -> Outcome:
+        if failed[i]:
+            return "diverged"
+        if lrs[i] <= lrs[best]:
+            return "stable"
+        if bigram is not None and losses[i] >= bigram:
+            return "diverged"
+        return "degraded" if capped[i] > allowed[i] else "stable"
+
+    return [decide(i) for i in range(lrs.size)]
+
+
+def add_outcomes(runs: pl.DataFrame, rule: OutcomeRule) -> pl.DataFrame:
+    """The runs with three more columns, decided per arm × size × seed.
+
+    `outcome` (null unless the status is done or diverged), `below_best` (LR below the best of its curve: a stable
+    outcome is then no evidence of stability) and `bigram_clause` (whether the bigram counted as a failure line).
+
+    Args:
+        runs: columns of the runs table up to `train_rise` and `nonfinite`.
+        rule: the constants.
+    """
+    decided = [_decide_curve(curve, rule) for curve in runs.partition_by(CURVE, maintain_order=True)]
+    added = pl.concat(decided) if decided else _decision([], [], [], [])
+    return runs.join(added, on="run_id", how="left", maintain_order="left")
+
+
+def failed_alone(rule: OutcomeRule) -> pl.Expr:
+    """Whether a finished run failed by itself: it turned non-finite, was stopped early, or its loss rose again."""
+    stopped = (pl.col("status") == "diverged") | pl.col("early_stop").fill_null(False)
+    nonfinite = pl.col("nonfinite") | ~pl.col("loss_final").is_finite()
+    risen = pl.col("train_rise").fill_null(float("nan")).fill_nan(0.0) > rule.rise_nats
+    return stopped | nonfinite | risen
+
+
+def _decide_curve(curve: pl.DataFrame, rule: OutcomeRule) -> pl.DataFrame:
+    known = pl.col("loss_init").is_finite() & pl.col("loss_final").is_not_null()
+    finished = curve.filter(pl.col("status").is_in(FINISHED) & known)
+    if finished.is_empty():
+        return _decision([], [], [], [])
+    lrs, losses, init = (finished[name].to_numpy() for name in ("lr", "loss_final", "loss_init"))
+    failed = finished.select(failed_alone(rule)).to_series().to_numpy()
+    bigram = finished["bigram_loss"].max()
+    outcomes = curve_outcomes(lrs, losses, init, failed, bigram, rule)
+    capped = cap_losses(losses, init)
+    best = best_index(lrs, capped)
+    clause = bigram_counts(capped[best], bigram, rule)
+    return _decision(finished["run_id"].to_list(), outcomes, lrs < lrs[best], [clause] * len(outcomes))
+
+
+def _decision(ids: list[str], outcomes: list[Outcome], below: Floats | list[bool], clause: list[bool]) -> pl.DataFrame:
+    columns = {"run_id": ids, "outcome": outcomes, "below_best": list(below), "bigram_clause": clause}
+    schema = {"run_id": pl.String, "outcome": pl.String, "below_best": pl.Boolean, "bigram_clause": pl.Boolean}
+    return pl.DataFrame(columns, schema=schema)

@@ -1,0 +1,134 @@
+"""Forward hooks that are free until somebody listens, and that survive compilation.
+
+A hook registered after a model was compiled never fires, so taps are attached once and for good. A Python bool
+guards each of them: torch.compile then holds exactly two graphs, one that listens and one that does not.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from foreshock.core.contracts import Observer, StepInfo
+from foreshock.core.errors import UserError
+
+Seen = TypeVar("Seen")
+
+
+class Taps(Generic[Seen]):
+    """Hooks on several modules; each keeps what `see` made of the last training forward it listened to.
+
+    `see` gets the module's positional inputs (`at="input"`) or its output. It runs inside the forward pass, so
+    it must return detached tensors and neither print nor copy to the host. Passes without gradients are not
+    seen: a reentrant checkpoint's first pass, an evaluation.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], see: Callable[[Any], Seen], *, at: Literal["input", "output"] = "output"
+    ) -> None:
+        self.listening = False
+        self._see = see
+        self._slots: dict[str, _Slot[Seen]] = {path: _Slot() for path in modules}
+        self._handles = [self._hook(module, self._slots[path], at) for path, module in modules.items()]
+
+    def listen(self) -> None:
+        """Forget what was seen and listen until `take`."""
+        for slot in self._slots.values():
+            slot.seen = None
+        self.listening = True
+
+    def take(self) -> dict[str, Seen]:
+        """What was seen since `listen`, by path; modules that did not run are left out. Stops listening.
+
+        Raises:
+            UserError: there are hooks and none fired, as happens when the model was compiled before them.
+        """
+        self.listening = False
+        seen = {path: slot.seen for path, slot in self._slots.items() if slot.seen is not None}
+        if self._slots and not seen:
+            raise UserError(
+                "no forward hook fired: the model was compiled, or replaced, before the monitors were attached; "
+                "attach them before the first compiled call"
+            )
+        for slot in self._slots.values():
+            slot.seen = None
+        return seen
+
+    def close(self) -> None:
+        """Remove every hook and forget what was seen."""
+        self.listening = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._slots.clear()
+
+    def _hook(
+        self, module: nn.Module, slot: "_Slot[Seen]", at: Literal["input", "output"]
+    ) -> torch.utils.hooks.RemovableHandle:
+        def before(_module: nn.Module, inputs: Any) -> None:
+            if self.listening and torch.is_grad_enabled():
+                slot.seen = self._see(inputs)
+
+        def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if self.listening and torch.is_grad_enabled():
+                slot.seen = self._see(output)
+
+        return module.register_forward_pre_hook(before) if at == "input" else module.register_forward_hook(after)
+
+
+class _Slot(Generic[Seen]):
+    """A place of its own for each hook: compiled code may write an attribute without guarding on its value."""
+
+    seen: Seen | None = None
+
+
+def tap_outputs(modules: Mapping[str, nn.Module], reduce: Callable[[Tensor], Tensor], name: str) -> Observer:
+    """An observer with one row `name/<path>` for each module: `reduce` of its output, a short tensor.
+
+    Of an output that is a tuple the first member is taken.
+    """
+    return _OutputObserver(modules, reduce, name)
+
+
+class _OutputObserver(Observer):
+    def __init__(self, modules: Mapping[str, nn.Module], reduce: Callable[[Tensor], Tensor], name: str) -> None:
+        def see(output: Any) -> Tensor:
+            first: Tensor = output[0] if isinstance(output, tuple) else output
+            return reduce(first.detach())
+
+        self._name = name
+        self._taps = Taps(modules, see)
+
+    def begin(self) -> None:
+        self._taps.listen()
+
+    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
+        return {f"{self._name}/{path}": value for path, value in self._taps.take().items()}
+
+    def close(self) -> None:
+        self._taps.close()
+
+
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a model by path: the members of the ModuleList with most parameters, outermost on a tie.
+
+    Empty if the model has no ModuleList.
+
+    >>> list(blocks_of(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})))
+    ['layers.0', 'layers.1']
+    """
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        return {}
+    name, blocks = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    return {path(f"{name}.{i}".lstrip(".")): block for i, block in enumerate(blocks)}
+
+
+def path(name: str) -> str:
+    """A module or parameter name as the user wrote it, without the marks that torch.compile puts in.
+
+    >>> path("_orig_mod.blocks.0._orig_mod.attn")
+    'blocks.0.attn'
+    """
+    return name.replace("_orig_mod.", "")

@@ -1,0 +1,100 @@
+"""What an optimizer is about to do, read from its state, and root mean squares of many tensors at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def unscaled_update(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
+    """The optimizer's output before the learning rate, from its state after a step; None where it is unknown.
+
+    Adam and AdamW: `(m / (1 - β1ᵗ)) / (√(v / (1 - β2ᵗ)) + ε)`. SGD: the momentum buffer (with Nesterov
+    `g + μ·buffer`), or the gradient where there is no momentum. Decoupled decay is no part of it. An optimizer
+    is known by the keys of its groups and state, so subclasses and fused versions are read as well.
+    """
+    for group in optimizer.param_groups:
+        if any(member is parameter for member in group["params"]):
+            return _update(parameter, group, optimizer.state.get(parameter, {}))
+    return None
+
+
+def unscaled_updates(optimizer: Optimizer) -> Iterator[tuple[Tensor, Mapping[str, Any], Tensor]]:
+    """Every parameter with its group and its `unscaled_update`, made one at a time; unknown ones are left out."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            update = _update(parameter, group, optimizer.state.get(parameter, {}))
+            if update is not None:
+                yield parameter, group, update
+
+
+@torch.no_grad()
+def _update(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
+    # "amsgrad" tells torch's Adam and AdamW from RAdam and NAdam, whose moments are combined in another way.
+    if {"betas", "eps", "amsgrad"} <= group.keys():
+        return _adam_update(group, state) if "exp_avg_sq" in state else None
+    if {"momentum", "dampening", "nesterov"} <= group.keys():
+        return _sgd_update(parameter, group, state)
+    return None
+
+
+def _adam_update(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    beta1, beta2 = group["betas"]
+    # Fused and capturable versions keep the step on the device: stay a tensor, so that nothing is copied.
+    step = torch.as_tensor(state["step"]).double()
+    second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    first_hat: Tensor = state["exp_avg"] / (1 - beta1**step)
+    second_hat: Tensor = second / (1 - beta2**step)
+    return first_hat / (second_hat.sqrt() + group["eps"])
+
+
+def _sgd_update(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
+    gradient = parameter.grad
+    buffer: Tensor | None = state.get("momentum_buffer")
+    if not group["momentum"] or buffer is None:
+        return gradient
+    if group["nesterov"]:
+        return None if gradient is None else gradient + group["momentum"] * buffer
+    return buffer
+
+
+def rms(tensor: Tensor) -> Tensor:
+    """Root mean square over all elements, 0-d, in at least fp32.
+
+    >>> rms(torch.tensor([3.0, 4.0, 0.0, 0.0]))
+    tensor(2.5000)
+    """
+    return torch.linalg.vector_norm(tensor, dtype=_accurate([tensor])) / tensor.numel() ** 0.5
+
+
+def l2_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The L2 norm of each tensor, 0-d each, in one batched call and at least fp32."""
+    if not tensors:
+        return []
+    return list(torch._foreach_norm(list(tensors), dtype=_accurate(tensors)))
+
+
+def grouped_rms(keys: Sequence[str], norms: Sequence[Tensor], sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Root mean square over all tensors of the same key, from the tensors' L2 norms and element counts.
+
+    `rms(key) = √(Σ norm² / Σ size)`, sums over the tensors of the key.
+    """
+    if not keys:
+        return {}
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    place_of = torch.tensor([places[key] for key in keys], device=norms[0].device)
+    counts = [0] * len(places)
+    for key, size in zip(keys, sizes, strict=True):
+        counts[places[key]] += size
+    squares = torch.stack(list(norms)).double().square()
+    sums = squares.new_zeros(len(places)).index_add(0, place_of, squares)
+    values = (sums / squares.new_tensor(counts)).sqrt()
+    return dict(zip(places, values.unbind(), strict=True))
+
+
+def _accurate(tensors: Sequence[Tensor]) -> torch.dtype:
+    """fp32, or fp64 where a tensor has it."""
+    return reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)

@@ -1,0 +1,200 @@
+"""The grid of a study: sizes × learning rates × arms × seeds, expanded into runs."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from foreshock.core.arms import AXES, Arm
+from foreshock.core.config import canonical_json, field_types, format_value, parse_value, replace_at, to_json
+from foreshock.core.errors import ConfigError, require
+from foreshock.core.run_config import RunConfig, bits_of, resolve
+from foreshock.study.estimate import rough_seconds
+
+HEAD_DIMENSION = 16
+"""Features per head when only width and depth are given: constant, so that scale changes nothing else."""
+
+STUDY_FORMAT = 1
+"""Version of study.json; a higher one is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One rung of a ladder."""
+
+    width: int
+    """Residual width d, in features."""
+    depth: int
+    """Number of blocks L."""
+    heads: int
+    """Attention heads."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """Read WIDTHxDEPTH (head dimension 16) or WIDTHxDEPTHxHEADS.
+
+        >>> Size.parse("64x3")
+        Size(width=64, depth=3, heads=4)
+
+        Raises:
+            ConfigError: not of this form, or the width is no multiple of the head dimension.
+        """
+        match = re.fullmatch(r"(\d+)x(\d+)(?:x(\d+))?", text.strip())
+        if match is None:
+            raise ConfigError(f"sizes: cannot read {text!r}; write WIDTHxDEPTH such as 64x3, or WIDTHxDEPTHxHEADS")
+        width, depth, heads = (int(group) if group else None for group in match.groups())
+        assert width is not None and depth is not None
+        if heads is None and (width % HEAD_DIMENSION or width == 0):
+            raise ConfigError(
+                f"sizes: model.width={width} is not a multiple of the head dimension {HEAD_DIMENSION}; "
+                f"choose another width, or give model.heads as in {width}x{depth}xHEADS"
+            )
+        return cls(width=width, depth=depth, heads=heads if heads is not None else width // HEAD_DIMENSION)
+
+    def __str__(self) -> str:
+        usual = self.heads * HEAD_DIMENSION == self.width
+        return f"{self.width}x{self.depth}" if usual else f"{self.width}x{self.depth}x{self.heads}"
+
+
+def _ladder(*texts: str) -> tuple[Size, ...]:
+    return tuple(Size.parse(text) for text in texts)
+
+
+JOINT = _ladder("32x2", "64x3", "96x4", "128x4")
+"""Width and depth grow together."""
+WIDTH_ONLY = _ladder("32x3", "64x3", "96x3", "128x3")
+"""Depth is fixed at 3."""
+DEPTH_ONLY = _ladder("64x1", "64x2", "64x4", "64x8")
+"""Width is fixed at 64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question asked of a ladder of proxies: every combination of the axes is one run."""
+
+    name: str
+    """What the report calls it."""
+    base: RunConfig = field(default_factory=RunConfig)
+    """The base recipe; arms are named by their difference from it."""
+    sizes: tuple[Size, ...] = JOINT[:3]
+    """Sizes of the proxies."""
+    lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+    """Peak learning rates η."""
+    arms: tuple[Arm, ...] = (Arm(),)
+    """What distinguishes the curves; `Arm()` is the base recipe itself."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of initialisation and data order."""
+
+    def __post_init__(self) -> None:
+        for axis in ("sizes", "lrs", "arms", "seeds"):
+            require(len(getattr(self, axis)) > 0, axis, "must name at least one value", getattr(self, axis))
+
+
+def expand(study: Study) -> list[RunConfig]:
+    """Every run of a study, resolved and checked; runs with the same bits are listed once.
+
+    The order is seed by seed, and inside a seed the longest runs first: slots then run empty together, and what is
+    there after an interruption is a whole picture at the sizes that matter most.
+
+    Raises:
+        ConfigError: an unknown name (the nearest is offered), a value out of range, or conflicting interventions.
+    """
+    runs: dict[str, RunConfig] = {}
+    for seed, size, lr, arm in product(study.seeds, study.sizes, study.lrs, study.arms):
+        config = resolve(_at(arm.apply(study.base), size, lr, seed))
+        runs.setdefault(canonical_json(bits_of(config)), config)
+    return sorted(runs.values(), key=lambda config: (study.seeds.index(config.train.seed), -rough_seconds(config)))
+
+
+def _at(config: RunConfig, size: Size, lr: float, seed: int) -> RunConfig:
+    """The config at one point of the grid."""
+    sized = replace(config.model, width=size.width, depth=size.depth, heads=size.heads)
+    return replace(
+        config, model=sized, optim=replace(config.optim, lr=lr), train=replace(config.train, seed=seed)
+    )
+
+
+def override(base: RunConfig, settings: Iterable[str]) -> RunConfig:
+    """The base recipe with `path=value` settings; they hold for every arm and are part of no arm's name.
+
+    Raises:
+        ConfigError: not of this form, an unknown field, a bad value, or a path that is an axis of the grid.
+    """
+    for setting in settings:
+        path, text = _setting(setting, "--set")
+        base = replace_at(base, path, parse_value(text))
+    return base
+
+
+def vary(study: Study, settings: Iterable[str]) -> Study:
+    """The study with its arms multiplied by every value of every `path=v1,v2` setting.
+
+    A value that the base recipe already has adds nothing to an arm.
+
+    Raises:
+        ConfigError: not of this form, an unknown field, a bad value, or a path that is an axis or already overridden.
+    """
+    for setting in settings:
+        path, text = _setting(setting, "--vary")
+        if path.startswith("record."):
+            raise ConfigError(f"--vary {path}: what a run records changes no result; use --set")
+        values = [parse_value(value) for value in _split_values(text)]
+        study = replace(study, arms=tuple(_with(arm, study.base, path, v) for arm in study.arms for v in values))
+    return study
+
+
+def _with(arm: Arm, base: RunConfig, path: str, value: Any) -> Arm:
+    """The arm with one override more, unless it is what the base recipe says anyway."""
+    if path in dict(arm.overrides):
+        raise ConfigError(f"--vary {path}: an arm of --interventions sets it already; give it in one place")
+    same = to_json(replace_at(base, path, value)) == to_json(base)
+    return arm if same else replace(arm, overrides=tuple(sorted((*arm.overrides, (path, value)))))
+
+
+def _setting(text: str, option: str) -> tuple[str, str]:
+    path, equals, value = text.partition("=")
+    path = path.strip()
+    if not equals or not path or not value.strip():
+        raise ConfigError(f"{option}: cannot read {text!r}; write path.to.field=value, such as optim.beta2=0.99")
+    if path in AXES:
+        raise ConfigError(f"{option} {path}: this is an axis of the grid; use --sizes, --lrs or --seeds")
+    return path, value
+
+
+def _split_values(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes."""
+    return re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|[^,])+", text)
+
+
+def arm_text(arm: Arm) -> str:
+    """The arm as `Arm.parse` reads it."""
+    overrides = [f"{path}={format_value(value)}" for path, value in arm.overrides]
+    return "+".join([*map(str, arm.interventions), *overrides]) or "none"
+
+
+def study_to_json(study: Study) -> dict[str, Any]:
+    """The content of study.json."""
+    return {
+        "format": STUDY_FORMAT,
+        "name": study.name,
+        "base": to_json(resolve(study.base)),
+        "sizes": [str(size) for size in study.sizes],
+        "lrs": list(study.lrs),
+        "arms": list(dict.fromkeys(arm_text(arm) for arm in study.arms)),
+        "seeds": list(study.seeds),
+    }
+
+
+def shape_of(config: RunConfig) -> str:
+    """The size of a run, as on the command line."""
+    return str(Size(**{name: getattr(config.model, name) for name in field_types(Size)}))
+
+
+def check_study_format(found: Mapping[str, Any], where: object) -> None:
+    """Raise a ConfigError if a study.json was written by a newer version."""
+    if found.get("format", STUDY_FORMAT) > STUDY_FORMAT:
+        raise ConfigError(
+            f"{where} was written by a newer foreshock (format {found['format']}, this one reads {STUDY_FORMAT}); "
+            "upgrade foreshock or choose another --out"
+        )

@@ -1,0 +1,67 @@
+"""Recipes: studies ready to run, by name. A recipe is a function without arguments that returns a Study.
+
+Add one by adding a public function to this file: its name is the name on the command line, its docstring the help.
+"""
+
+import inspect
+from dataclasses import replace
+
+from foreshock.core.arms import Arm
+from foreshock.core.errors import unknown
+from foreshock.core.run_config import RunConfig
+from foreshock.study.grid import JOINT, Study
+
+__all__ = ["quick", "small"]
+
+
+def quick() -> Study:
+    """Three sizes, seven learning rates, with and without qk-norm: 42 runs, under five minutes on two cores."""
+    return Study(
+        name="quick",
+        base=_base(steps=250, eval_every=125),
+        sizes=JOINT[:3],
+        arms=(Arm(), Arm.parse("qk_norm")),
+    )
+
+
+def small() -> Study:
+    """Four sizes, three seeds, and the cures of both classic instabilities; about 90 minutes on two cores.
+
+    Asks whether output logits diverge too: late, at high learning rate, without weight decay and z-loss.
+    """
+    return Study(
+        name="small",
+        base=_base(steps=400, eval_every=100),
+        sizes=JOINT,
+        arms=tuple(Arm.parse(t) for t in ("none", "qk_norm", "qk_norm+z_loss", "qk_norm+optim.weight_decay=0")),
+        seeds=(0, 1, 2),
+    )
+
+
+def names() -> list[str]:
+    """The recipes, sorted."""
+    return sorted(__all__)
+
+
+def load(name: str) -> Study:
+    """The study that a recipe makes.
+
+    Raises:
+        ConfigError: no such recipe; the nearest name is offered.
+    """
+    if name not in names():
+        raise unknown("recipe", name, names())
+    study = globals()[name]()
+    assert isinstance(study, Study)
+    return study
+
+
+def summary(name: str) -> str:
+    """The first line of a recipe's docstring."""
+    return (inspect.getdoc(globals()[name]) or "").partition("\n")[0]
+
+
+def _base(*, steps: int, eval_every: int) -> RunConfig:
+    """The base recipe at another length."""
+    base = RunConfig()
+    return replace(base, train=replace(base.train, steps=steps, eval_every=eval_every))

@@ -1,0 +1,47 @@
+"""Train one proxy: the task behind every run of a study."""
+
+from collections.abc import Callable
+
+import torch
+from foreshock.proxy.data.bigram import bigram_of
+from foreshock.proxy.data.corpus import TokenData, prepare
+
+from foreshock.core.config import from_json
+from foreshock.core.manifest import environment
+from foreshock.core.run_config import RunConfig
+from foreshock.core.run_folder import RunFolder, Status
+from foreshock.proxy.parametrization import block_parameters
+from foreshock.training.loop import Loop
+from foreshock.training.setup import Training, build_training, training_flops
+
+
+def run(folder: RunFolder, stop: Callable[[], bool]) -> Status:
+    """Train the proxy of the folder's config from where the folder stands; `stop()` interrupts it."""
+    config = from_json(RunConfig, folder.config())
+    torch.set_num_threads(config.runtime.threads)
+    # A diverging run is full of denormals, which are many times slower than zeros.
+    torch.set_flush_denormal(True)
+    data = prepare(config.data, config.train)
+    training = build_training(config, data.vocab_size)
+    folder.write_manifest(manifest(training, data))
+    return Loop(folder, training, data).run(stop)
+
+
+def manifest(training: Training, data: TokenData) -> dict[str, object]:
+    """What the record says about where and on what the run ran."""
+    config = training.config
+    return environment() | {
+        "device": device_name(config.runtime.device),
+        "threads": config.runtime.threads,
+        "params": block_parameters(training.model),
+        "params_total": sum(p.numel() for p in training.model.parameters()),
+        "flops_per_token": training_flops(training.model, config),
+        "tokens_per_step": config.data.batch_size * config.data.seq_len,
+        "data": data.manifest | {"hash": data.hash},
+        "bigram_loss": bigram_of(data, config.data, config.train),
+    }
+
+
+def device_name(device: str) -> str:
+    """The name of the device the run computes on."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu ({torch.backends.cpu.get_cpu_capability()})"

@@ -1,0 +1,208 @@
+"""The loop: steps, evaluations, records, checkpoints, early stop, and bit-exact resumption."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from foreshock.proxy.data.batches import TrainBatches, held_out_batches
+from foreshock.proxy.data.corpus import TokenData
+from torch import Tensor
+
+from foreshock.core.run_folder import RunFolder, Status
+from foreshock.core.statistics import robust_summary
+from foreshock.training.checkpoint import pack, unpack
+from foreshock.training.panel import Row, to_host
+from foreshock.training.setup import Training
+from foreshock.training.step import forward, train_step
+
+FINITE_CHECK = 10
+"""Steps between looks at whether the loss is still finite; a constant, so that logging never moves a stop."""
+
+HEARTBEAT = 1.0
+"""Seconds between status writes."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where the loop stands: what a resumed run must know besides the tensors."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    loss_init: float = math.nan
+    """Held-out cross-entropy before the first step, in nats per token."""
+    loss_held_out: float = math.nan
+    """The latest held-out cross-entropy."""
+    above_init: int = 0
+    """Evaluations in a row above the loss at initialisation."""
+    seconds: float = 0.0
+    """Wall-clock seconds of the steps and evaluations so far, over all sittings."""
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Step times of one sitting."""
+
+    logged: list[float] = field(default_factory=list)
+    """Seconds of each logged step."""
+    unlogged: list[float] = field(default_factory=list)
+    """Seconds of each unlogged step."""
+    steps: int = 0
+    """Steps since the last reading."""
+    started: float = field(default_factory=time.perf_counter)
+    """When the last reading was."""
+
+    def read(self) -> float:
+        """Mean seconds a step since the last reading; 0 at the first."""
+        now, steps = time.perf_counter(), self.steps
+        mean = (now - self.started) / steps if steps else 0.0
+        self.started, self.steps = now, 0
+        return mean
+
+    def add(self, seconds: float, *, logged: bool) -> None:
+        """Count one step."""
+        self.steps += 1
+        (self.logged if logged else self.unlogged).append(seconds)
+
+    def monitor_share(self, log_every: int) -> float:
+        """Extra time of logged steps as a share of all step time, from medians; nan without both kinds."""
+        plain, logged = robust_summary(self.unlogged).median, robust_summary(self.logged).median
+        return (logged - plain) / (log_every * plain)
+
+
+class Loop:
+    """One run from where its folder stands to its end."""
+
+    def __init__(self, folder: RunFolder, training: Training, data: TokenData) -> None:
+        shape = training.config.data
+        self.folder, self.training = folder, training
+        self.train_config, self.record = training.config.train, training.config.record
+        self.batches = TrainBatches(
+            data.train_tokens, seq_len=shape.seq_len, batch_size=shape.batch_size, seed=self.train_config.seed
+        )
+        self.held_out = held_out_batches(
+            data.held_out_tokens,
+            seq_len=shape.seq_len,
+            batch_size=shape.batch_size,
+            count=self.train_config.eval_batches,
+        )
+        self.progress = Progress()
+        self.clock = Clock()
+        self.last_heartbeat = 0.0
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Status:
+        """Train until done, diverged, or `stop()` says that the run is to be interrupted."""
+        self._start_or_resume()
+        while self.progress.step < self.train_config.steps:
+            self._heartbeat()
+            started = time.perf_counter()
+            reason = self._step(self.progress.step + 1)
+            self.progress.seconds += time.perf_counter() - started
+            if reason is not None:
+                return self._finish("diverged", reason)
+            if stop():
+                self._checkpoint()
+                return self._end("interrupted")
+            if self.progress.step % self.record.checkpoint_every == 0:
+                self._checkpoint()
+        finite = math.isfinite(self.progress.loss_held_out)
+        return self._finish("done" if finite else "diverged", None if finite else "held-out loss is not finite")
+
+    def _start_or_resume(self) -> None:
+        self.folder.mend_logs()
+        for checkpoint in self.folder.healthy_checkpoints():
+            self.progress = Progress(**unpack(self.training, checkpoint.payload))
+            self.folder.truncate_to(checkpoint.lengths)
+            self.folder.append_event("resumed", step=checkpoint.step)
+            return
+        self.folder.truncate_to({"metrics.jsonl": 0})
+        self.folder.append_event("started")
+        self.progress.loss_init = self.progress.loss_held_out = evaluate(self.training, self.held_out)
+        self.folder.append_metrics({"step": 0, "loss/held_out": self.progress.loss_init})
+
+    def _step(self, step: int) -> str | None:
+        """One step and what is due after it; returns why the run must stop early, if it must."""
+        logged = is_logged(step, self.train_config.steps, self.record.log_every)
+        tokens = torch.from_numpy(self.batches.batch(step))
+        started = time.perf_counter()
+        info = train_step(self.training, step, tokens, logged=logged)
+        row: Row = {}
+        if logged:
+            info.seconds = self.clock.read()
+            row = self.training.panel.read(info)
+        self.clock.add(time.perf_counter() - started, logged=logged)
+        self.progress.step = step
+        last = step == self.train_config.steps
+        stopped = (step % FINITE_CHECK == 0 or last) and not bool(torch.isfinite(info.loss))
+        if stopped or last or step % self.train_config.eval_every == 0:
+            row |= to_host({"loss/train": info.loss})
+            row["loss/held_out"] = self._evaluate()
+        if row:
+            self.folder.append_metrics({"step": step, **row})
+        if stopped:
+            return "training loss is not finite"
+        if self.progress.above_init >= self.train_config.patience:
+            return f"held-out loss above initialisation for {self.progress.above_init} evaluations"
+        return None
+
+    def _evaluate(self) -> float:
+        progress = self.progress
+        progress.loss_held_out = evaluate(self.training, self.held_out)
+        # `not <=` so that a nan counts as above.
+        above = not progress.loss_held_out <= progress.loss_init
+        progress.above_init = progress.above_init + 1 if above else 0
+        return progress.loss_held_out
+
+    def _heartbeat(self) -> None:
+        if time.monotonic() - self.last_heartbeat >= HEARTBEAT:
+            self.last_heartbeat = time.monotonic()
+            self._write_status("running")
+
+    def _write_status(self, status: Status, **facts: object) -> None:
+        progress = self.progress
+        facts |= {"loss_held_out": progress.loss_held_out, "loss_init": progress.loss_init}
+        self.folder.write_status(
+            status, step=progress.step, steps=self.train_config.steps, wall_s=progress.seconds, **facts
+        )
+
+    def _checkpoint(self) -> None:
+        # Held-out loss alone can lag a failure by many steps; the parameters cannot.
+        parameters = list(self.training.model.parameters())
+        healthy = bool(torch.isfinite(torch.nn.utils.get_total_norm(parameters)))
+        self.folder.save_checkpoint(self.progress.step, pack(self.training, asdict(self.progress)), healthy=healthy)
+
+    def _finish(self, status: Status, reason: str | None) -> Status:
+        if self.record.keep_checkpoint:
+            self._checkpoint()
+        if reason is not None:
+            self.folder.append_event("early_stop", step=self.progress.step, reason=reason)
+        return self._end(status, early_stop=self.progress.step < self.train_config.steps, reason=reason)
+
+    def _end(self, status: Status, **facts: object) -> Status:
+        share = self.clock.monitor_share(self.record.log_every)
+        self.folder.append_event(status, step=self.progress.step)
+        self.folder.close()
+        self._write_status(status, monitor_share=share, **facts)
+        if status != "interrupted":
+            self.folder.drop_checkpoints(keep=1 if self.record.keep_checkpoint else 0)
+        self.training.panel.close()
+        return status
+
+
+def is_logged(step: int, steps: int, log_every: int) -> bool:
+    """Every `log_every` steps, and always the first, the last and step ⌈steps/4⌉, which forecasts read.
+
+    >>> [step for step in range(1, 31) if is_logged(step, 30, 10)]
+    [1, 8, 10, 20, 30]
+    """
+    return step % log_every == 0 or step in (1, math.ceil(steps / 4), steps)
+
+
+def evaluate(training: Training, batches: list[np.ndarray]) -> float:
+    """Mean cross-entropy in nats per token over the batches, without extra losses."""
+    with torch.no_grad():
+        losses = [forward(training, torch.from_numpy(batch)).loss for batch in batches]
+        mean: Tensor = torch.stack(losses).double().mean()
+    return float(mean)

@@ -1,0 +1,91 @@
+"""From a config to everything a step touches: model, optimizer, interventions, monitors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from foreshock.core import plugins
+from foreshock.core.contracts import Context, Intervention
+from foreshock.core.errors import ConfigError
+from foreshock.core.run_config import RunConfig, edited
+from foreshock.proxy.model import Proxy
+from foreshock.proxy.optim import build_optimizer
+from foreshock.proxy.parametrization import block_parameters, flops_per_token, initialise
+from foreshock.training.panel import Panel
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Everything a step touches."""
+
+    config: RunConfig
+    """The run's config after every `edit_config`."""
+    model: Proxy
+    """The model; its parameters are trained."""
+    forward: nn.Module
+    """What is called: the model, compiled if the config says so."""
+    optimizer: Optimizer
+    """The optimizer."""
+    interventions: dict[str, Intervention]
+    """Runtimes by name, in the order of the config."""
+    panel: Panel
+    """The monitors."""
+    device: torch.device
+    """Where it runs."""
+
+    def to_device(self, tokens: Tensor) -> Tensor:
+        """Move a batch of token ids to the device without waiting for it."""
+        return tokens.to(self.device, non_blocking=True)
+
+
+def check_runtime(config: RunConfig) -> None:
+    """Raise a ConfigError if this machine cannot run the config."""
+    if config.runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runtime.device is 'cuda' but torch sees no CUDA device; use --device cpu")
+
+
+def build_training(config: RunConfig, vocab_size: int) -> Training:
+    """Build, initialise and attach, in the order of the phases.
+
+    Raises:
+        ConfigError: CUDA asked for and absent, or a plug-in that does not fit.
+    """
+    check_runtime(config)
+    config = edited(config)
+    device = torch.device(config.runtime.device)
+    model = Proxy(config.model, vocab_size, config.data.seq_len)
+    initialise(model, config.model.parametrization, config.train.seed)
+    model.to(device)
+    optimizer = build_optimizer(model, config.optim, config.model.parametrization)
+    context = Context(
+        model=model,
+        output_module=model.head,
+        optimizer=optimizer,
+        config=config,
+        flops_per_token=training_flops(model, config),
+        tokens_per_step=config.data.batch_size * config.data.seq_len,
+    )
+    interventions = {s.name: plugins.load("interventions", s).build(context) for s in config.interventions}
+    for intervention in interventions.values():
+        intervention.edit_model(model)
+        intervention.edit_optimizer(optimizer)
+    return Training(
+        config=config,
+        model=model,
+        # A hook that is registered after compiling never fires, so the panel attaches first.
+        panel=Panel({s.name: plugins.load("monitors", s).attach(context) for s in config.record.monitors}),
+        forward=torch.compile(model) if config.runtime.compile else model,
+        optimizer=optimizer,
+        interventions=interventions,
+        device=device,
+    )
+
+
+def training_flops(model: Proxy, config: RunConfig) -> float:
+    """Training FLOPs a token of this model, by the convention of `flops_per_token`."""
+    shape = config.model
+    return flops_per_token(
+        block_parameters(model), model.head.weight.numel(), shape.depth, shape.width, config.data.seq_len
+    )

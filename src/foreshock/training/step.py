@@ -1,0 +1,98 @@
+"""One training step, testable without the loop.
+
+    forward → extra losses → backward → gradients seen → before_update → clip → update → after_update
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from foreshock.core.contracts import StepInfo
+from foreshock.proxy.optim import set_learning_rate
+from foreshock.proxy.schedules import schedule_factor
+from foreshock.training.setup import Training
+
+
+def train_step(training: Training, step: int, tokens: Tensor, *, logged: bool = False) -> StepInfo:
+    """Do optimizer step `step` (from 1) on token ids (B, T+1); if logged, the panel listens until it is read.
+
+    Nothing is copied to the host. The cross-entropy is the mean over all tokens, in nats.
+    """
+    config, optimizer = training.config, training.optimizer
+    lr = config.optim.lr * schedule_factor(step, config.train.steps, config.optim.lr, config.schedule)
+    set_learning_rate(optimizer, lr)
+    if logged:
+        training.panel.begin()
+    info = forward(training, tokens, step=step, lr=lr)
+    total = info.loss
+    for name, intervention in training.interventions.items():
+        extra = intervention.extra_loss(info)
+        if extra is not None:
+            info.extra_losses[name] = extra.detach()
+            total = total + extra
+    optimizer.zero_grad()
+    total.backward()  # type: ignore[no-untyped-call]
+    _update(training, info, logged)
+    return info
+
+
+def forward(training: Training, tokens: Tensor, *, step: int = 0, lr: float = 0.0) -> StepInfo:
+    """Logits and cross-entropy of a batch (B, T+1)."""
+    tokens = training.to_device(tokens)
+    inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
+    with autocast(training):
+        logits_BTV = training.forward(inputs_BT)
+    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+    return StepInfo(step=step, inputs_BT=inputs_BT, targets_BT=targets_BT, logits_BTV=logits_BTV, loss=loss, lr=lr)
+
+
+def autocast(training: Training) -> AbstractContextManager[object]:
+    """bf16 autocast where the config asks for it."""
+    if training.config.runtime.precision == "bf16":
+        return torch.autocast(training.device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _update(training: Training, info: StepInfo, logged: bool) -> None:
+    """From gradients to new parameters."""
+    parameters = [p for p in training.model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    info.grad_norm = torch.nn.utils.get_total_norm(gradients)
+    if logged:
+        training.panel.gradients(info)
+    keep = None
+    for intervention in training.interventions.values():
+        wanted = intervention.before_update(info)
+        if wanted is not None:
+            keep = wanted if keep is None else keep * wanted
+    info.clip_factor = torch.ones_like(info.grad_norm)
+    clip_norm = training.config.optim.clip_norm
+    if clip_norm is not None:
+        info.clip_factor = (clip_norm / (info.grad_norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, info.clip_factor)
+    if keep is None:
+        training.optimizer.step()
+    else:
+        gated_step(training.optimizer, keep)
+    for intervention in training.interventions.values():
+        intervention.after_update(info)
+
+
+def gated_step(optimizer: Optimizer, keep: Tensor) -> None:
+    """Step the optimizer if `keep` is 1, leave parameters and its state as they were if 0, without a host sync."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    values = [p.detach().clone() for p in parameters]
+    states = [{k: v.clone() for k, v in optimizer.state.get(p, {}).items()} for p in parameters]
+    optimizer.step()
+    kept = keep.bool()
+    with torch.no_grad():
+        for parameter, value, old in zip(parameters, values, states, strict=True):
+            parameter.copy_(torch.where(kept, parameter, value))
+            for name, state in optimizer.state[parameter].items():
+                # State made by this very step goes back to zeros, which is where every optimizer starts.
+                state.copy_(torch.where(kept, state, old.get(name, torch.zeros_like(state))))

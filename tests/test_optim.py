@@ -1,0 +1,128 @@
+"""Optimizers and schedules against torch and plain formulas."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreshock.core.run_config import ModelConfig, OptimConfig, ScheduleConfig
+from foreshock.proxy.model import Proxy
+from foreshock.proxy.optim import build_optimizer, set_learning_rate
+from foreshock.proxy.parametrization import initialise
+from foreshock.proxy.schedules import schedule_factor
+
+
+def tiny() -> Proxy:
+    model = Proxy(ModelConfig(width=16, depth=1, heads=1), 11, 8)
+    initialise(model, "standard", seed=0)
+    return model.double()
+
+
+def gradients(model: Proxy, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+
+
+FACTORS = (0.5, 1.0, 0.3)
+
+
+@pytest.mark.parametrize("decay", ["independent", "coupled"])
+def test_adamw_follows_its_formula(decay: str) -> None:
+    """θ -= s·(η·m̂/(√v̂+ε) + λθ) when independent, θ -= s·η·(m̂/(√v̂+ε) + λθ) when coupled (2309.14322 sec. 2.1)."""
+    config = OptimConfig(lr=0.02, weight_decay=0.1, decay=decay, beta1=0.9, beta2=0.95, eps=1e-8)
+    model, reference = tiny(), tiny()
+    optimizer = build_optimizer(model, config, "standard")
+    first = [torch.zeros_like(p) for p in reference.parameters()]
+    second = [torch.zeros_like(p) for p in reference.parameters()]
+    for step, factor in enumerate(FACTORS, start=1):
+        gradients(model, step)
+        gradients(reference, step)
+        set_learning_rate(optimizer, config.lr * factor)
+        optimizer.step()
+        with torch.no_grad():
+            for p, m, v in zip(reference.parameters(), first, second, strict=True):
+                m.mul_(0.9).add_(0.1 * p.grad)
+                v.mul_(0.95).add_(0.05 * p.grad**2)
+                direction = (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+                strength = 0.1 if decay == "independent" else config.lr * 0.1
+                p.sub_(factor * (config.lr * direction + strength * p))
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_independent_1e_4_is_coupled_0_1_at_1e_3() -> None:
+    """The two conventions coincide exactly where λ_independent = η · λ_coupled."""
+    models = []
+    for decay, strength in (("independent", 1e-4), ("coupled", 0.1)):
+        model = tiny()
+        config = OptimConfig(lr=1e-3, weight_decay=strength, decay=decay)
+        optimizer = build_optimizer(model, config, "standard")
+        for step in (1, 2, 3):
+            gradients(model, step)
+            optimizer.step()
+        models.append(model)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_equals_torch_where_definitions_coincide(name: str) -> None:
+    """Coupled AdamW and L2 Adam are torch's, unfused."""
+    config = OptimConfig(name=name, lr=0.01, weight_decay=0.05, decay="coupled")
+    model, reference = tiny(), tiny()
+    ours = build_optimizer(model, config, "standard")
+    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    theirs = kind(reference.parameters(), lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05)
+    for step in (1, 2, 3):
+        for m, o in ((model, ours), (reference, theirs)):
+            gradients(m, step)
+            o.step()
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_sgd_decays_apart_from_momentum() -> None:
+    """θ -= s·λ·θ, then θ -= s·η·buffer, buffer = β·buffer + gradient."""
+    config = OptimConfig(name="sgd", lr=0.1, weight_decay=0.01, beta1=0.5)
+    model, reference = tiny(), tiny()
+    optimizer = build_optimizer(model, config, "standard")
+    buffers = [torch.zeros_like(p) for p in reference.parameters()]
+    for step, factor in enumerate(FACTORS, start=1):
+        gradients(model, step)
+        gradients(reference, step)
+        set_learning_rate(optimizer, 0.1 * factor)
+        optimizer.step()
+        with torch.no_grad():
+            for p, buffer in zip(reference.parameters(), buffers, strict=True):
+                buffer.mul_(0.5).add_(p.grad)
+                p.mul_(1 - factor * 0.01).sub_(factor * 0.1 * buffer)
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@given(
+    name=st.sampled_from(["cosine", "linear", "constant", "wsd"]),
+    steps=st.integers(1, 400),
+    lr=st.floats(1e-6, 10.0),
+    warmup=st.floats(0, 1),
+)
+def test_schedule_stays_between_its_ends(name: str, steps: int, lr: float, warmup: float) -> None:
+    """0 < s_t ≤ 1; it rises through the warm-up and never rises after it; the end is the absolute minimum."""
+    config = ScheduleConfig(name=name, warmup=warmup, min_lr=1e-5)
+    values = [schedule_factor(t, steps, lr, config) for t in range(1, steps + 1)]
+    start = round(warmup * steps)
+    assert all(0 < v <= 1 + 1e-12 for v in values)
+    assert values[:start] == sorted(values[:start])
+    assert all(b <= a + 1e-12 for a, b in zip(values[start:], values[start + 1 :], strict=False))
+    if name != "constant" and start < steps and round(0.8 * steps) < steps:
+        assert values[-1] * lr == pytest.approx(min(lr, 1e-5))
+
+
+def test_cosine_midpoint() -> None:
+    """Half-way through the decay the rate is half-way between peak and floor."""
+    config = ScheduleConfig(warmup=0.0, min_lr=1e-3)
+    assert schedule_factor(50, 100, 1e-1, config) == pytest.approx((1 + 1e-2) / 2)
+    assert schedule_factor(25, 100, 1e-1, config) == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi / 4)) / 2)
