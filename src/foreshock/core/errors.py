@@ -25,8 +25,10 @@ def unknown(kind: str, name: str, known: list[str]) -> ConfigError:
     >>> str(unknown("intervention", "qknorm", ["qk_norm", "z_loss"]))
     "unknown intervention 'qknorm'; did you mean 'qk_norm'? Known: qk_norm, z_loss"
     """
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    # Compared by the last part: a shared prefix says nothing about which field was meant.
+    by_leaf = {full.rpartition(".")[2]: full for full in known}
+    near = get_close_matches(name.rpartition(".")[2], by_leaf, n=1, cutoff=0.5)
+    hint = f"; did you mean {by_leaf[near[0]]!r}?" if near else ";"
     return ConfigError(f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}")
 
 
