@@ -74,7 +74,9 @@ def test_equal_configs_have_equal_text() -> None:
     assert run_id(one, "data") == run_id(other, "data")
 
 
-@pytest.mark.parametrize("path_value", [("optim.lr", 0.5), ("train.seed", 1), ("runtime.threads", 2), ("model.mlp", "swiglu")])
+@pytest.mark.parametrize(
+    "path_value", [("optim.lr", 0.5), ("train.seed", 1), ("runtime.threads", 2), ("model.mlp", "swiglu")]
+)
 def test_run_id_changes_with_the_bits(path_value: tuple[str, object]) -> None:
     """Whatever may change the bits changes the id; what is only recorded does not."""
     base = RunConfig()

@@ -53,7 +53,7 @@ def test_altered_line_is_an_error(folder: RunFolder) -> None:
 def test_newer_format_is_refused(folder: RunFolder) -> None:
     """A folder of a newer format names the fix."""
     files.write_json(folder.path / "manifest.json", {"format": FORMAT + 1})
-    with pytest.raises(RunFolderError, match="newer foreshock .* upgrade"):
+    with pytest.raises(RunFolderError, match=r"newer foreshock .* upgrade"):
         folder.config()
 
 

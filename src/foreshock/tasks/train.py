@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from foreshock.proxy.data.bigram import bigram_of
-from foreshock.proxy.data.corpus import TokenData, prepare
 
 from foreshock.core.config import from_json
 from foreshock.core.manifest import environment
 from foreshock.core.run_config import RunConfig
 from foreshock.core.run_folder import RunFolder, Status
+from foreshock.proxy.data.bigram import bigram_of
+from foreshock.proxy.data.prepare import TokenData, prepare
 from foreshock.proxy.parametrization import block_parameters
 from foreshock.training.loop import Loop
 from foreshock.training.setup import Training, build_training, training_flops

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from foreshock.proxy.data.batches import TrainBatches, held_out_batches
-from foreshock.proxy.data.corpus import TokenData
 from torch import Tensor
 
 from foreshock.core.run_folder import RunFolder, Status
 from foreshock.core.statistics import robust_summary
+from foreshock.proxy.data.batches import held_out_batches, train_batch
+from foreshock.proxy.data.prepare import TokenData
 from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.panel import Row, to_host
 from foreshock.training.setup import Training
@@ -76,18 +76,11 @@ class Loop:
     """One run from where its folder stands to its end."""
 
     def __init__(self, folder: RunFolder, training: Training, data: TokenData) -> None:
-        shape = training.config.data
         self.folder, self.training = folder, training
         self.train_config, self.record = training.config.train, training.config.record
-        self.batches = TrainBatches(
-            data.train_tokens, seq_len=shape.seq_len, batch_size=shape.batch_size, seed=self.train_config.seed
-        )
-        self.held_out = held_out_batches(
-            data.held_out_tokens,
-            seq_len=shape.seq_len,
-            batch_size=shape.batch_size,
-            count=self.train_config.eval_batches,
-        )
+        self.train_tokens = data.train_tokens
+        self.shape = {"seq_len": training.config.data.seq_len, "batch_size": training.config.data.batch_size}
+        self.held_out = held_out_batches(data.held_out_tokens, count=self.train_config.eval_batches, **self.shape)
         self.progress = Progress()
         self.clock = Clock()
         self.last_heartbeat = 0.0
@@ -125,9 +118,9 @@ class Loop:
     def _step(self, step: int) -> str | None:
         """One step and what is due after it; returns why the run must stop early, if it must."""
         logged = is_logged(step, self.train_config.steps, self.record.log_every)
-        tokens = torch.from_numpy(self.batches.batch(step))
+        batch = train_batch(self.train_tokens, step, seed=self.train_config.seed, **self.shape)
         started = time.perf_counter()
-        info = train_step(self.training, step, tokens, logged=logged)
+        info = train_step(self.training, step, torch.from_numpy(batch), logged=logged)
         row: Row = {}
         if logged:
             info.seconds = self.clock.read()

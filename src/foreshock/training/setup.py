@@ -1,9 +1,10 @@
 """From a config to everything a step touches: model, optimizer, interventions, monitors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from foreshock.core import plugins
@@ -24,7 +25,7 @@ class Training:
     """The run's config after every `edit_config`."""
     model: Proxy
     """The model; its parameters are trained."""
-    forward: nn.Module
+    forward: Callable[[Tensor], Tensor]
     """What is called: the model, compiled if the config says so."""
     optimizer: Optimizer
     """The optimizer."""

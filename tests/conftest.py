@@ -1,0 +1,51 @@
+"""Shared fixtures. Nothing here touches the user's own cache: tokens are cached below pytest's temporary folder."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from foreshock.core.arms import Arm
+from foreshock.core.config import Spec, to_json
+from foreshock.core.run_config import DataConfig, ModelConfig, RecordConfig, RunConfig, TrainConfig, resolve
+from foreshock.core.run_folder import RunFolder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # One folder for all parallel workers: a corpus is tokenized once, under the cache's own lock.
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORESHOCK_CACHE", str(shared / "token-cache"))
+        yield
+
+
+def tiny_config(arm: str = "none", *, lr: float = 1e-2, steps: int = 12, **train: int) -> RunConfig:
+    """A run of well under a second on the synthetic corpus."""
+    base = RunConfig(
+        model=ModelConfig(width=16, depth=1, heads=1),
+        data=DataConfig(source=Spec("synthetic_v1"), seq_len=16, batch_size=4),
+        train=TrainConfig(**({"steps": steps, "eval_every": 6, "eval_batches": 2} | train)),
+        record=RecordConfig(log_every=3, checkpoint_every=4),
+    )
+    base = replace(base, optim=replace(base.optim, lr=lr))
+    return resolve(Arm.parse(arm).apply(resolve(base)))
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Iterator[Callable[..., RunFolder]]:
+    """Create run folders of a config below the test's temporary folder, and close them afterwards."""
+    made: list[RunFolder] = []
+
+    def make(config: RunConfig, name: str = "run") -> RunFolder:
+        folder = RunFolder(tmp_path / name)
+        folder.create(to_json(config))
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        folder.close()
