@@ -1,7 +1,7 @@
 """Fabricated study folders with planted curves: for tests of whatever reads run folders.
 
-    folder = fabricate_study(tmp_path / "study")                    # the instability shows, qk_norm cures it
-    folder = fabricate_study(path, plant=lambda run: Planted(final=2.0, max_logit=10.0))
+folder = fabricate_study(tmp_path / "study")                    # the instability shows, qk_norm cures it
+folder = fabricate_study(path, plant=lambda run: Planted(final=2.0, max_logit=10.0))
 """
 
 import math
@@ -46,7 +46,7 @@ class Planted:
     final: float
     """Last held-out loss; may be nan or inf."""
     max_logit: float = 10.0
-    """Largest attention logit, reached at the last step in block 0."""
+    """Largest attention logit: grows linearly from 2 to this at the last step planned, in block 0."""
     status: str = "done"
     early_stop: bool = False
     log_z: float = 5.5
@@ -212,7 +212,7 @@ def _block_rows(config: RunConfig, planned: Planned, planted: Planted, step: int
     done = step / planned.steps
     where = f"blocks.{block}"
     grown = 2.0 + (planted.max_logit - 2.0) * done if math.isfinite(planted.max_logit) else planted.max_logit
-    top = (grown if done > 0.5 else min(grown, 2.0 + 8.0 * done)) * 0.8**block
+    top = grown * 0.8**block
     heads = [top * 0.9**head for head in range(config.model.heads)]
     row = {
         f"attention_logits/max/{where}": top,

@@ -184,3 +184,18 @@ def test_log_cadence_always_holds_the_forecast_step(make_folder: Make) -> None:
     loop_in(folder).run()
     assert [row["step"] for row in folder.metrics()] == [0, 1, 3, 4, 5, 8, 10, 11]
     assert [row["step"] for row in folder.metrics() if "loss/held_out" in row] == [0, 5, 10, 11]
+
+
+def test_mean_loss_covers_every_step_since_the_last_row(make_folder: Make) -> None:
+    """`loss/train_mean` at a sparse cadence is the mean of `loss/train` logged at every step, resumed or not."""
+    every = make_folder(replace(tiny_config(), record=RecordConfig(log_every=1)), "every")
+    loop_in(every).run()
+    losses = [row["loss/train"] for row in every.metrics()[1:]]
+    sparse = make_folder(replace(tiny_config(), record=RecordConfig(log_every=5, monitors=())), "sparse")
+    first = loop_in(sparse)
+    first.run(stop=lambda: first.progress.step >= 8)
+    loop_in(sparse).run()
+    rows = sparse.metrics()
+    for before, row in zip(rows, rows[1:], strict=False):
+        covered = losses[before["step"] : row["step"]]
+        assert row["loss/train_mean"] == pytest.approx(sum(covered) / len(covered), rel=1e-6)

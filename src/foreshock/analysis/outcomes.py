@@ -5,10 +5,11 @@ unstable. The rule therefore looks at the training curve by itself first, then a
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from foreshock.analysis.sensitivity import CURVE, Floats, best_index, cap_losses
 from foreshock.core.errors import require
@@ -40,41 +41,47 @@ class OutcomeRule:
 def train_rise(steps: Floats, losses: Floats, window_fraction: float = OutcomeRule.window_fraction) -> float:
     """How far the mean training loss of the last window lies above the lowest earlier window, in nats per token.
 
-    A window is (t − w, t] with w = window_fraction × the last step; it ends on a logged step and averages the
-    logged steps in it. Earlier windows end before the last one starts, and start at step 0 or later. nan if there
-    is no earlier window, or if a loss is not finite (an outcome of its own).
+    A window is (t − w, t] with w = window_fraction × the last step, and t a logged step. Each loss stands for the
+    steps since the logged step before it, so a window of means over those steps is exact where it begins and ends
+    on logged steps. Earlier windows end before the last one starts, and start at step 0 or later. nan if there is no
+    earlier window, or if a loss is not finite (an outcome of its own).
 
     Args:
-        steps: logged steps, increasing.
-        losses: training cross-entropy at each, in nats per token.
+        steps: logged steps, increasing, from 1.
+        losses: training cross-entropy since the logged step before, in nats per token.
         window_fraction: window length as a fraction of the last step.
     """
     if steps.size == 0 or not np.all(np.isfinite(losses)):
         return float("nan")
+    bounds = np.concatenate([[0.0], steps])
+    summed = np.concatenate([[0.0], np.cumsum(losses * np.diff(bounds))])
     width = window_fraction * steps[-1]
-    ends = steps[(steps >= width) & (steps <= steps[-1] - width)]
-    earlier = [_window_mean(steps, losses, end, width) for end in ends]
-    return _window_mean(steps, losses, steps[-1], width) - min(earlier) if earlier else float("nan")
+    ends = steps[(steps >= width) & ((steps <= steps[-1] - width) | (steps == steps[-1]))]
+    means = (np.interp(ends, bounds, summed) - np.interp(ends - width, bounds, summed)) / width
+    return float(means[-1] - means[:-1].min()) if means.size > 1 else float("nan")
 
 
-def _window_mean(steps: Floats, losses: Floats, end: float, width: float) -> float:
-    return float(losses[(steps > end - width) & (steps <= end)].mean())
+@dataclass(frozen=True, kw_only=True)
+class CurveOutcomes:
+    """What was decided for the runs of one arm, size and seed."""
 
-
-def bigram_counts(best_loss: float, bigram_loss: float | None, rule: OutcomeRule) -> bool:
-    """Whether the bigram clause is on: the best run beats the count bigram by the margin."""
-    return bigram_loss is not None and best_loss <= bigram_loss - rule.bigram_margin_nats
+    outcomes: tuple[Outcome, ...]
+    """One per LR, in the order given."""
+    best_lr: float
+    """The LR of the lowest held-out loss."""
+    bigram_clause: bool
+    """Whether the bigram counted as a failure line."""
 
 
 def curve_outcomes(
     lrs: Floats,
     losses: Floats,
     loss_init: Floats,
-    failed: NDArrayBool,
-    bigram_loss: float | None,
-    rule: OutcomeRule,
-) -> list[Outcome]:
-    """The outcomes of the finished runs of one arm, size and seed, one per LR.
+    failed: NDArray[np.bool_],
+    bigram_loss: float | None = None,
+    rule: OutcomeRule | None = None,
+) -> CurveOutcomes:
+    """Decide the finished runs of one arm, size and seed.
 
     Clauses in order: *diverged* if the run failed by itself; at LRs up to the best, *stable* (below the best that
     is no evidence of stability: such a run is under-trained); above it, *diverged* if no better than the bigram,
@@ -85,12 +92,15 @@ def curve_outcomes(
         losses: final held-out loss at each, in nats per token.
         loss_init: l0 of each run.
         failed: whether the run failed by itself: non-finite, stopped early, or risen.
-        bigram_loss: loss of the count bigram on the same evaluation batches; None switches its clause off.
-        rule: the constants.
+        bigram_loss: loss of the count bigram on the same evaluation batches; None if not known. Its clause is on
+            only if the best run beats it by `bigram_margin_nats`.
+        rule: the constants; None for the defaults.
     """
+    rule = rule or OutcomeRule()
     capped = cap_losses(losses, loss_init)
     best = best_index(lrs, capped)
-    bigram = bigram_loss if bigram_counts(capped[best], bigram_loss, rule) else None
+    bigram_clause = bigram_loss is not None and capped[best] <= bigram_loss - rule.bigram_margin_nats
+    failure_line = bigram_loss if bigram_clause and bigram_loss is not None else float("inf")
     allowed = capped[best] + rule.degraded_share * (loss_init - capped[best])
 
     def decide(i: int) -> Outcome:
@@ -98,11 +108,12 @@ def curve_outcomes(
             return "diverged"
         if lrs[i] <= lrs[best]:
             return "stable"
-        if bigram is not None and losses[i] >= bigram:
+        if losses[i] >= failure_line:
             return "diverged"
         return "degraded" if capped[i] > allowed[i] else "stable"
 
-    return [decide(i) for i in range(lrs.size)]
+    decided = tuple(decide(i) for i in range(lrs.size))
+    return CurveOutcomes(outcomes=decided, best_lr=float(lrs[best]), bigram_clause=bool(bigram_clause))
 
 
 def add_outcomes(runs: pl.DataFrame, rule: OutcomeRule) -> pl.DataFrame:
@@ -116,34 +127,33 @@ def add_outcomes(runs: pl.DataFrame, rule: OutcomeRule) -> pl.DataFrame:
         rule: the constants.
     """
     decided = [_decide_curve(curve, rule) for curve in runs.partition_by(CURVE, maintain_order=True)]
-    added = pl.concat(decided) if decided else _decision([], [], [], [])
+    added = pl.concat([pl.DataFrame(schema=_ADDED), *decided])
     return runs.join(added, on="run_id", how="left", maintain_order="left")
-
-
-def failed_alone(rule: OutcomeRule) -> pl.Expr:
-    """Whether a finished run failed by itself: it turned non-finite, was stopped early, or its loss rose again."""
-    stopped = (pl.col("status") == "diverged") | pl.col("early_stop").fill_null(False)
-    nonfinite = pl.col("nonfinite") | ~pl.col("loss_final").is_finite()
-    risen = pl.col("train_rise").fill_null(float("nan")).fill_nan(0.0) > rule.rise_nats
-    return stopped | nonfinite | risen
 
 
 def _decide_curve(curve: pl.DataFrame, rule: OutcomeRule) -> pl.DataFrame:
     known = pl.col("loss_init").is_finite() & pl.col("loss_final").is_not_null()
     finished = curve.filter(pl.col("status").is_in(FINISHED) & known)
     if finished.is_empty():
-        return _decision([], [], [], [])
+        return pl.DataFrame(schema=_ADDED)
     lrs, losses, init = (finished[name].to_numpy() for name in ("lr", "loss_final", "loss_init"))
-    failed = finished.select(failed_alone(rule)).to_series().to_numpy()
-    bigram = finished["bigram_loss"].max()
-    outcomes = curve_outcomes(lrs, losses, init, failed, bigram, rule)
-    capped = cap_losses(losses, init)
-    best = best_index(lrs, capped)
-    clause = bigram_counts(capped[best], bigram, rule)
-    return _decision(finished["run_id"].to_list(), outcomes, lrs < lrs[best], [clause] * len(outcomes))
+    failed = finished.select(_failed_alone(rule)).to_series().to_numpy()
+    bigram = cast("float | None", finished["bigram_loss"].max())
+    decided = curve_outcomes(lrs, losses, init, failed, bigram, rule)
+    return finished.select(
+        "run_id",
+        pl.Series("outcome", decided.outcomes),
+        (pl.col("lr") < decided.best_lr).alias("below_best"),
+        pl.lit(decided.bigram_clause).alias("bigram_clause"),
+    )
 
 
-def _decision(ids: list[str], outcomes: list[Outcome], below: Floats | list[bool], clause: list[bool]) -> pl.DataFrame:
-    columns = {"run_id": ids, "outcome": outcomes, "below_best": list(below), "bigram_clause": clause}
-    schema = {"run_id": pl.String, "outcome": pl.String, "below_best": pl.Boolean, "bigram_clause": pl.Boolean}
-    return pl.DataFrame(columns, schema=schema)
+def _failed_alone(rule: OutcomeRule) -> pl.Expr:
+    """Whether a finished run failed by itself: it turned non-finite, was stopped early, or its loss rose again."""
+    stopped = (pl.col("status") == "diverged") | pl.col("early_stop").fill_null(False)
+    nonfinite = pl.col("nonfinite") | ~pl.col("loss_final").is_finite()
+    risen = pl.col("train_rise").fill_nan(None).fill_null(0.0) > rule.rise_nats
+    return stopped | nonfinite | risen
+
+
+_ADDED = {"run_id": pl.String, "outcome": pl.String, "below_best": pl.Boolean, "bigram_clause": pl.Boolean}

@@ -42,6 +42,9 @@ class Sensitivity(float):
         """A float of value S; the dataclass fills in the attributes."""
         return super().__new__(cls, lr_sensitivity)
 
+    def __str__(self) -> str:
+        return float.__repr__(self)
+
 
 def lr_sensitivity(
     lrs: Sequence[float] | Floats, losses: Sequence[float] | Floats, loss_init: ArrayLike
@@ -109,7 +112,7 @@ def sensitivity_table(runs: pl.DataFrame) -> pl.DataFrame:
         if finished.is_empty():
             continue
         s = lr_sensitivity(*(finished[name].to_numpy() for name in ("lr", "loss_final", "loss_init")))
-        expected = max(planned[curve["arm"][0]], curve["planned_lrs"].max() or 0)
+        expected = max(planned[curve["arm"][0]], *curve["planned_lrs"].fill_null(0))
         rows.append(
             {name: curve[name][0] for name in CURVE}
             | {"params": curve["params"].max()}

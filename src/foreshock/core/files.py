@@ -33,6 +33,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there.
+
+    Raises:
+        RunFolderError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot create {path}: {error.strerror or error}; choose another --out") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented, non-finite numbers as strings."""
     write_atomic(path, json.dumps(jsonable(value), indent=2) + "\n")

@@ -200,7 +200,7 @@ class RecordConfig:
     """What a run writes down. Outside the run id: it never changes the bits."""
 
     monitors: tuple[Spec, ...] = plugins(
-        "monitors", "loss", "attention_logits", "output_logits", "norms", "block_outputs", "throughput"
+        "monitors", "loss", "optim", "attention_logits", "output_logits", "norms", "block_outputs", "throughput"
     )
     """Monitors to attach."""
     log_every: int = 10

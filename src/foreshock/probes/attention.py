@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from foreshock.core.contracts import AttentionCall
 from foreshock.probes import hooks
 
-CHUNK_ELEMENTS = 2**24
-"""Attention logits held at a time when they are recomputed: 64 MiB in fp32."""
-
 
 class AttentionCore(nn.Module):
     """Attention itself, after projections and position embedding: weights from scores, mixture of values.
@@ -33,7 +30,7 @@ class AttentionCore(nn.Module):
                 call.q_BHTK,
                 call.k_BHSK,
                 v_BHSK,
-                attn_mask=call.mask,
+                attn_mask=None if call.mask is None else allowed(call),
                 is_causal=call.causal and call.mask is None,
                 scale=call.scale,
             )
@@ -66,15 +63,18 @@ def allowed(call: AttentionCall, first_query: int = 0) -> Tensor | None:
 
 def probabilities(call: AttentionCall) -> Tensor:
     """Attention weights (B, H, T, S), computed explicitly: score transform, mask, probability."""
-    return _weights(call, logits(call), allowed(call))
-
-
-def _weights(call: AttentionCall, scores: Tensor, may: Tensor | None) -> Tensor:
+    scores = logits(call)
     if call.score is not None:
         scores = call.score(scores)
-    if may is not None:
-        scores = scores.masked_fill(~may, float("-inf"))
-    return scores.softmax(-1) if call.probability is None else call.probability(scores)
+    return _weights(call, _masked(scores, allowed(call), float("-inf")))
+
+
+def _masked(scores: Tensor, may: Tensor | None, value: float) -> Tensor:
+    return scores if may is None else torch.where(may, scores, value)
+
+
+def _weights(call: AttentionCall, masked_scores: Tensor) -> Tensor:
+    return masked_scores.softmax(-1) if call.probability is None else call.probability(masked_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ def statistics(call: AttentionCall) -> AttentionStatistics:
 
     A logit is `scale · q·k` before score transform and mask, in at least fp32 whatever autocast says. Entropy is
     `-Σ_s p ln p` of the weights in force; weights that do not come from a softmax are first made to sum to one,
-    and a query that looks nowhere counts 0. Queries are taken in chunks: memory stays below a few times
-    `CHUNK_ELEMENTS` whatever T.
+    and a query that looks nowhere counts 0. Queries are taken K at a time, so that the logits held are as many as
+    k has elements, whatever T.
     """
     with torch.autocast(call.q_BHTK.device.type, enabled=False):
         parts = [_chunk_statistics(chunk, first) for first, chunk in _chunks(call)]
@@ -111,11 +111,10 @@ def statistics(call: AttentionCall) -> AttentionStatistics:
 def _chunks(call: AttentionCall) -> Iterator[tuple[int, AttentionCall]]:
     """The call cut into runs of queries, each with the position of its first query."""
     q_BHTK, k_BHSK = _accurate(call.q_BHTK), _accurate(call.k_BHSK)
-    (B, H, T, _), S = q_BHTK.shape, k_BHSK.shape[-2]
+    (_, _, T, K), S = q_BHTK.shape, k_BHSK.shape[-2]
     mask = None if call.mask is None else call.mask.broadcast_to(*call.mask.shape[:-2], T, S)
-    length = max(1, CHUNK_ELEMENTS // (B * H * S))
-    for first in range(0, T, length):
-        last = min(first + length, T)
+    for first in range(0, T, K):
+        last = min(first + K, T)
         # Under a softmax, keys that none of these queries may see add nothing; other weights may count them.
         keys = min(last, S) if call.causal and call.probability is None else S
         yield (
@@ -133,22 +132,27 @@ def _chunk_statistics(call: AttentionCall, first_query: int) -> AttentionStatist
     """As `statistics`, with the entropy summed over batch and queries."""
     scores_BHtS = logits(call)
     may = allowed(call, first_query)
-    weights_BHtS = _weights(call, scores_BHtS, may)
-    highest = lowest = scores_BHtS
-    if may is not None:
-        highest = scores_BHtS.masked_fill(~may, float("-inf"))
-        lowest = scores_BHtS.masked_fill(~may, float("inf"))
-    if call.mask is not None and may is not None:
-        weights_BHtS = weights_BHtS.masked_fill(~may, 0)  # a softmax over no key at all is nan
-    if call.probability is not None:
-        total_BHt1 = weights_BHtS.sum(-1, keepdim=True)
-        weights_BHtS = weights_BHtS / total_BHt1.where(total_BHt1 != 0, 1)
-    max_H = highest.amax((0, 2, 3))
-    return AttentionStatistics(
-        max_H=max_H,
-        max_abs_H=torch.maximum(max_H, -lowest.amin((0, 2, 3))),
-        entropy_H=torch.special.entr(weights_BHtS).sum((0, 2, 3)),
-    )
+    seen_BHtS = _masked(scores_BHtS, may, float("-inf"))
+    max_H = seen_BHtS.amax((0, 2, 3))
+    min_H = _masked(scores_BHtS, may, float("inf")).amin((0, 2, 3))
+    if call.score is not None:
+        scores_BHtS = call.score(scores_BHtS)
+        seen_BHtS = _masked(scores_BHtS, may, float("-inf"))
+    weights_BHtS = _weights(call, seen_BHtS)
+    if call.mask is None and call.probability is None:
+        # -ln p = (s_max - s) - ln p_max, a third of the cost of p ln p for each pair.
+        gaps_BHtS = seen_BHtS.amax(-1, keepdim=True) - scores_BHtS
+        entropy_BHt = torch.linalg.vecdot(weights_BHtS, gaps_BHtS) - weights_BHtS.amax(-1).log()
+    else:
+        entropy_BHt = _entropy(_masked(weights_BHtS, may, 0.0))  # a softmax over no key at all is nan
+    return AttentionStatistics(max_H=max_H, max_abs_H=torch.maximum(max_H, -min_H), entropy_H=entropy_BHt.sum((0, 2)))
+
+
+def _entropy(weights_BHtS: Tensor) -> Tensor:
+    """-Σ p ln p with p the weights of a query made to sum to one; 0 where all are 0."""
+    total_BHt1 = weights_BHtS.sum(-1, keepdim=True)
+    entropy_BHt: Tensor = torch.special.entr(weights_BHtS / total_BHt1.where(total_BHt1 != 0, 1)).sum(-1)
+    return entropy_BHt
 
 
 def vector_norms(x_BHTK: Tensor) -> tuple[Tensor, Tensor]:

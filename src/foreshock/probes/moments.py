@@ -1,5 +1,7 @@
 """What an optimizer is about to do, read from its state, and root mean squares of many tensors at once."""
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -48,7 +50,8 @@ def _adam_update(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
     second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     first_hat: Tensor = state["exp_avg"] / (1 - beta1**step)
     second_hat: Tensor = second / (1 - beta2**step)
-    return first_hat / (second_hat.sqrt() + group["eps"])
+    update: Tensor = first_hat / (second_hat.sqrt() + group["eps"])
+    return update
 
 
 def _sgd_update(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
@@ -67,7 +70,8 @@ def rms(tensor: Tensor) -> Tensor:
     >>> rms(torch.tensor([3.0, 4.0, 0.0, 0.0]))
     tensor(2.5000)
     """
-    return torch.linalg.vector_norm(tensor, dtype=_accurate([tensor])) / tensor.numel() ** 0.5
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_accurate([tensor]))
+    return norm / math.sqrt(tensor.numel())
 
 
 def l2_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -84,15 +88,15 @@ def grouped_rms(keys: Sequence[str], norms: Sequence[Tensor], sizes: Sequence[in
     """
     if not keys:
         return {}
-    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    place_of = torch.tensor([places[key] for key in keys], device=norms[0].device)
-    counts = [0] * len(places)
+    counts: Counter[str] = Counter()
     for key, size in zip(keys, sizes, strict=True):
-        counts[places[key]] += size
-    squares = torch.stack(list(norms)).double().square()
-    sums = squares.new_zeros(len(places)).index_add(0, place_of, squares)
-    values = (sums / squares.new_tensor(counts)).sqrt()
-    return dict(zip(places, values.unbind(), strict=True))
+        counts[key] += size
+    # Counts stay Python numbers: an index or count tensor would be a copy to the device, which waits for it.
+    shares = torch._foreach_div(list(norms), [math.sqrt(counts[key]) for key in keys])
+    members: dict[str, list[Tensor]] = defaultdict(list)
+    for key, share in zip(keys, shares, strict=True):
+        members[key].append(share)
+    return {key: torch.linalg.vector_norm(torch.stack(own)) if own[1:] else own[0] for key, own in members.items()}
 
 
 def _accurate(tensors: Sequence[Tensor]) -> torch.dtype:

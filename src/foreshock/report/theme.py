@@ -1,32 +1,44 @@
-"""Every convention of the charts: colours, marks, axes, tooltips, and how tables become chart data.
+"""Every convention of the charts: colours, marks, axes, and how tables become chart data.
 
-Colours are those of Okabe and Ito (2008) for arms and outcomes, and viridis, ordered by N, for sizes; both can be told
-apart with any common colour vision. What differs between a light and a dark page is in `config` alone, so one chart
-serves both.
+Colours are those of Okabe and Ito (2008) for arms and outcomes, and viridis ordered by N for sizes: they can be told
+apart with any common colour vision. What differs between a light and a dark page is in `config` alone, so that one
+chart serves both.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import altair as alt
 import polars as pl
 
 Mode = Literal["light", "dark"]
+Scale = Literal["linear", "log"]
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-INK = {"light": "#1c2128", "dark": "#e6e9ee"}
-MUTED = {"light": "#5b6470", "dark": "#a0a9b5"}
-GRID = {"light": "#e7eaee", "dark": "#2a3038"}
-PAPER = {"light": "#ffffff", "dark": "#161a20"}
+COLOURS = {
+    "ink": {"light": "#1c2128", "dark": "#e6e9ee"},
+    "muted": {"light": "#57606c", "dark": "#a3acb8"},
+    "grid": {"light": "#e6e9ed", "dark": "#2a3038"},
+    "line": {"light": "#b4bcc6", "dark": "#4a535f"},
+    "paper": {"light": "#ffffff", "dark": "#161a20"},
+    "ground": {"light": "#f6f7f9", "dark": "#0e1116"},
+    "accent": {"light": "#0063a0", "dark": "#6cb6f0"},
+    "alert": {"light": "#d55e00", "dark": "#f08a3c"},
+}
+"""Colours of page and charts, by what they are for."""
+SIZE_RANGE = {"light": [0.0, 0.88], "dark": [0.25, 1.0]}
+"""The part of viridis that stands out from the paper."""
+LR_RANGE = {"light": [0.05, 0.85], "dark": [0.25, 1.0]}
+"""The part of plasma that stands out from the paper."""
 
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31", "#7F7F7F")
 ARM_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-left", "triangle-right")
 """Seven shapes against eight colours: 56 arms before a pair repeats."""
 
 _CROSS = "M-1,-.55L-.55,-1L0,-.45L.55,-1L1,-.55L.45,0L1,.55L.55,1L0,.45L-.55,1L-1,.55L-.45,0Z"
-MARKS = {
-    "stable": ("circle", alt.ExprRef("paper")),
+MARKS: dict[str, tuple[str, Any]] = {
+    "stable": ("circle", {"expr": "line"}),
     "degraded": ("triangle-up", "#E69F00"),
     "diverged": (_CROSS, "#D55E00"),
     "not finite": ("triangle-down", "#CC79A7"),
@@ -38,34 +50,38 @@ PANEL = {"width": 250, "height": 210}
 """Pixels of one panel in a static figure; the page fits the width to the window."""
 COLUMNS = 3
 """Panels side by side in a static figure; more wrap."""
+SPACING = {"column": 92, "row": 84}
+"""Pixels between the plots of panels: room for the axis of one and the labels of level lines of the other."""
 DIGITS = 5
 """Significant digits of a number in the page: more than a chart can show."""
 
 
 def config(mode: Mode) -> dict[str, Any]:
-    """The Vega-Lite config of a light or dark page."""
-    ink, muted, grid = INK[mode], MUTED[mode], GRID[mode]
-    extent = {"light": ([0.0, 0.88], [0.05, 0.85]), "dark": ([0.25, 1.0], [0.25, 1.0])}[mode]
+    """The Vega-Lite config of a light or a dark page."""
+    colours = {name: hues[mode] for name, hues in COLOURS.items()}
+    ink, muted, grid = colours["ink"], colours["muted"], colours["grid"]
     text = {"labelColor": muted, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11}
     return {
-        "background": PAPER[mode],
+        "background": colours["paper"],
         "font": FONT,
-        "padding": 4,
-        "params": [
-            {"name": "ink", "value": ink},
-            {"name": "muted", "value": muted},
-            {"name": "paper", "value": PAPER[mode]},
-        ],
+        "padding": 5,
+        "params": [{"name": name, "value": hue} for name, hue in colours.items()],
         "view": {"stroke": grid},
-        "axis": {**text, "titleFontWeight": "normal", "gridColor": grid, "domain": False, "tickColor": grid}
-        | {"titlePadding": 8, "labelOverlap": "greedy", "labelSeparation": 4},
-        "header": {"labelColor": ink, "labelFontSize": 12, "labelFontWeight": 600, "title": None},
-        "legend": {**text, "orient": "top", "titleFontWeight": 600, "labelLimit": 320, "columnPadding": 12}
-        | {"symbolStrokeWidth": 2, "layout": {"top": {"margin": 28, "anchor": "start"}}},
-        "title": {"color": ink, "anchor": "start", "fontSize": 13, "fontWeight": 600, "offset": 10},
+        "axis": {
+            **text,
+            **{"titleFontWeight": "normal", "titlePadding": 8, "labelOverlap": "greedy", "labelSeparation": 4},
+            **{"gridColor": grid, "tickColor": grid, "domain": False},
+        },
+        "axisY": {"minExtent": 38},
+        "legend": {
+            **text,
+            **{"orient": "top", "titleOrient": "left", "titleFontWeight": 600, "labelLimit": 320, "columnPadding": 14},
+            "layout": {"top": {"anchor": "start", "direction": "vertical", "margin": 6}},
+        },
+        "title": {"color": ink, "anchor": "start", "fontSize": 12, "fontWeight": 600, "offset": 8},
         "range": {
-            "ordinal": {"scheme": "viridis", "extent": extent[0]},
-            "ramp": {"scheme": "plasma", "extent": extent[1]},
+            "ordinal": {"scheme": "viridis", "extent": SIZE_RANGE[mode]},
+            "ramp": {"scheme": "plasma", "extent": LR_RANGE[mode]},
             "category": list(ARM_COLOURS),
         },
     }
@@ -73,24 +89,121 @@ def config(mode: Mode) -> dict[str, Any]:
 
 def chart_data(frame: pl.DataFrame) -> alt.InlineData:
     """A table as chart data: numbers at `DIGITS` significant digits, non-finite ones as text so that none is lost."""
-    rows = [{key: _plain(value) for key, value in row.items()} for row in frame.iter_rows(named=True)]
+    rows = [{key: short(value) for key, value in row.items()} for row in frame.iter_rows(named=True)]
     return alt.InlineData(values=rows)
 
 
-def _plain(value: Any) -> Any:
+def short(value: Any) -> Any:
+    """A float at `DIGITS` significant digits, or as text where it is not finite; anything else as it is.
+
+    >>> short(2.1234567), short(float("nan")), short("none")
+    (2.1235, 'nan', 'none')
+    """
     if not isinstance(value, float):
         return value
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else str(value)
 
 
-def log_axis(field: str, title: str, values: Sequence[float] = ()) -> dict[str, Any]:
-    """Options of a log-scaled channel, ticked at the given values or else at powers of ten, in short notation."""
-    labels = "replace(format(datum.value, '~e'), '+', '')"
-    axis = alt.Axis(values=list(values), labelExpr=labels) if values else alt.Axis(labelExpr=labels, tickCount=6)
-    return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "scale": alt.Scale(type="log", nice=False, padding=12),
-        "axis": axis,
-    }
+def lr_axis(lrs: Iterable[float]) -> alt.X:
+    """The horizontal axis of peak learning rates, log-scaled, ticked at the rates of the grid."""
+    rates = sorted(set(lrs))
+    axis = alt.Axis(values=rates, labelExpr=_SHORT_POWER, labelOverlap="parity", grid=False)
+    return alt.X("lr:Q", title="peak learning rate η", scale=_log_scale(rates), axis=axis)
+
+
+def size_axis(params: Iterable[int]) -> alt.X:
+    """The horizontal axis of N, log-scaled, ticked at the sizes of the ladder."""
+    sizes = sorted(set(params))
+    axis = alt.Axis(values=sizes, format=".3s", grid=False)
+    return alt.X("params:Q", title="N (parameters of the blocks)", scale=_log_scale(sizes), axis=axis)
+
+
+def step_axis(steps: Iterable[int]) -> alt.X:
+    """The horizontal axis of optimizer steps."""
+    scale = alt.Scale(domain=_span(steps), nice=False)
+    return alt.X("step:Q", title="step", scale=scale, axis=alt.Axis(tickCount=6, grid=False))
+
+
+def value_axis(title: str, values: Sequence[float], scale: Scale = "linear") -> alt.Y:
+    """The vertical axis of the column `value`, wide enough for the values given."""
+    if scale == "log":
+        axis = alt.Axis(values=log_ticks(min(values), max(values)), labelExpr=_SHORT_POWER)
+        return alt.Y("value:Q", title=title, scale=_log_scale(values), axis=axis)
+    span = alt.Scale(domain=_span(values), padding=14)
+    return alt.Y("value:Q", title=title, scale=span, axis=alt.Axis(tickCount=6))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten over the range; with 2 and 5 of each decade where it spans less than two.
+
+    >>> log_ticks(3.0, 2e5)
+    [1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0, 1000000.0]
+    >>> log_ticks(0.4, 3.0)
+    [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    parts = (1, 2, 5) if math.log10(high / low) < 2 else (1,)
+    ticks = [float(f"{part}e{power}") for power in range(first, last) for part in parts]
+    return [*ticks, 10.0**last]
+
+
+def by_size(runs: pl.DataFrame) -> alt.Stroke:
+    """The colour of a size: viridis, ordered by N."""
+    sizes = runs.sort("params")["size"].unique(maintain_order=True).to_list()
+    legend = alt.Legend(symbolType="stroke", symbolSize=250, symbolStrokeWidth=3)
+    return alt.Stroke("size:O", title="Width × depth (N)", sort=sizes, scale=alt.Scale(domain=sizes), legend=legend)
+
+
+def by_lr(runs: pl.DataFrame) -> alt.Stroke:
+    """The colour of a peak learning rate: plasma, from low to high."""
+    lrs = sorted(set(runs["lr"]))
+    legend = alt.Legend(symbolType="stroke", symbolSize=250, symbolStrokeWidth=3, labelExpr=_SHORT_POWER)
+    return alt.Stroke("lr:O", title="Peak LR", scale=alt.Scale(domain=lrs, range="ramp"), legend=legend)
+
+
+def by_outcome(runs: pl.DataFrame) -> tuple[alt.Shape, alt.Fill]:
+    """Shape and fill of a run's mark; the legend always has the three outcomes, and others where they occur."""
+    usual, seen = ("stable", "degraded", "diverged"), set(runs["mark"])
+    names = [name for name in MARKS if name in usual or name in seen]
+    shapes = alt.Scale(domain=names, range=[MARKS[name][0] for name in names])
+    fills = alt.Scale(domain=names, range=[MARKS[name][1] for name in names])
+    title = "Outcome"
+    return (
+        alt.Shape("mark:N", title=title, scale=shapes),
+        alt.Fill("mark:N", title=title, scale=fills),
+    )
+
+
+def by_arm(arms: Sequence[str]) -> tuple[alt.Color, alt.Shape]:
+    """Colour and shape of an arm."""
+    colours = [ARM_COLOURS[i % len(ARM_COLOURS)] for i in range(len(arms))]
+    shapes = [ARM_SHAPES[i % len(ARM_SHAPES)] for i in range(len(arms))]
+    return (
+        alt.Color("arm:N", title="Arm", scale=alt.Scale(domain=list(arms), range=colours)),
+        alt.Shape("arm:N", title="Arm", scale=alt.Scale(domain=list(arms), range=shapes)),
+    )
+
+
+def number_label(value: float) -> str:
+    """A power of ten in the notation of the axes.
+
+    >>> number_label(10000)
+    '1e4'
+    """
+    return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
+
+
+_SHORT_POWER = (
+    "datum.value >= 0.01 && datum.value < 100 ? format(datum.value, '~g') : "
+    "replace(format(datum.value, '~e'), '+', '')"
+)
+
+
+def _span(values: Iterable[float]) -> list[float]:
+    """The range of the values: given outright, so that a panel without any of them has the axis of the others."""
+    present = list(values)
+    return [min(present), max(present)]
+
+
+def _log_scale(values: Iterable[float]) -> alt.Scale:
+    return alt.Scale(type="log", domain=_span(values), padding=14)

@@ -63,11 +63,16 @@ def measure(finished: Iterable[tuple[RunConfig, float]]) -> dict[str, float]:
     return {shape: median(values) for shape, values in times.items()}
 
 
+def expected_seconds(config: RunConfig, measured: Mapping[str, float]) -> float:
+    """Wall seconds of one run: measured at its shape, else rough."""
+    return measured.get(shape_key(config), rough_seconds(config))
+
+
 def estimate(configs: Sequence[RunConfig], workers: int, measured: Mapping[str, float]) -> Estimate:
     """Expected wall time of runs taken in this order by so many slots."""
     free_at = [0.0] * workers
     for config in configs:
-        heapq.heapreplace(free_at, free_at[0] + measured.get(shape_key(config), rough_seconds(config)))
+        heapq.heapreplace(free_at, free_at[0] + expected_seconds(config, measured))
     return Estimate(seconds=max(free_at), measured=all(shape_key(config) in measured for config in configs))
 
 

@@ -43,14 +43,14 @@ class Size:
         match = re.fullmatch(r"(\d+)x(\d+)(?:x(\d+))?", text.strip())
         if match is None:
             raise ConfigError(f"sizes: cannot read {text!r}; write WIDTHxDEPTH such as 64x3, or WIDTHxDEPTHxHEADS")
-        width, depth, heads = (int(group) if group else None for group in match.groups())
-        assert width is not None and depth is not None
-        if heads is None and (width % HEAD_DIMENSION or width == 0):
+        width, depth = int(match[1]), int(match[2])
+        heads = int(match[3]) if match[3] else width // HEAD_DIMENSION
+        if match[3] is None and (width % HEAD_DIMENSION or width == 0):
             raise ConfigError(
                 f"sizes: model.width={width} is not a multiple of the head dimension {HEAD_DIMENSION}; "
                 f"choose another width, or give model.heads as in {width}x{depth}xHEADS"
             )
-        return cls(width=width, depth=depth, heads=heads if heads is not None else width // HEAD_DIMENSION)
+        return cls(width=width, depth=depth, heads=heads)
 
     def __str__(self) -> str:
         usual = self.heads * HEAD_DIMENSION == self.width
@@ -89,6 +89,8 @@ class Study:
     def __post_init__(self) -> None:
         for axis in ("sizes", "lrs", "arms", "seeds"):
             require(len(getattr(self, axis)) > 0, axis, "must name at least one value", getattr(self, axis))
+        for path in (path for arm in self.arms for path, _ in arm.overrides if path in AXES):
+            raise ConfigError(f"interventions: {path} is an axis of the grid; use --sizes, --lrs or --seeds")
 
 
 def expand(study: Study) -> list[RunConfig]:
@@ -110,9 +112,7 @@ def expand(study: Study) -> list[RunConfig]:
 def _at(config: RunConfig, size: Size, lr: float, seed: int) -> RunConfig:
     """The config at one point of the grid."""
     sized = replace(config.model, width=size.width, depth=size.depth, heads=size.heads)
-    return replace(
-        config, model=sized, optim=replace(config.optim, lr=lr), train=replace(config.train, seed=seed)
-    )
+    return replace(config, model=sized, optim=replace(config.optim, lr=lr), train=replace(config.train, seed=seed))
 
 
 def override(base: RunConfig, settings: Iterable[str]) -> RunConfig:
@@ -148,7 +148,7 @@ def _with(arm: Arm, base: RunConfig, path: str, value: Any) -> Arm:
     """The arm with one override more, unless it is what the base recipe says anyway."""
     if path in dict(arm.overrides):
         raise ConfigError(f"--vary {path}: an arm of --interventions sets it already; give it in one place")
-    same = to_json(replace_at(base, path, value)) == to_json(base)
+    same = bits_of(replace_at(base, path, value)) == bits_of(base)
     return arm if same else replace(arm, overrides=tuple(sorted((*arm.overrides, (path, value)))))
 
 

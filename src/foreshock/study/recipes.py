@@ -1,6 +1,7 @@
 """Recipes: studies ready to run, by name. A recipe is a function without arguments that returns a Study.
 
-Add one by adding a public function to this file: its name is the name on the command line, its docstring the help.
+Add one by writing a function here and naming it in `__all__`: its name is the name on the command line, the first
+line of its docstring the help.
 """
 
 import inspect

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 
 from foreshock.core.config import from_json
+from foreshock.core.errors import DataError
 from foreshock.core.manifest import environment
 from foreshock.core.run_config import RunConfig
 from foreshock.core.run_folder import RunFolder, Status
 from foreshock.proxy.data.bigram import bigram_of
-from foreshock.proxy.data.prepare import TokenData, prepare
+from foreshock.proxy.data.prepare import TokenData, compare_manifests, prepare
 from foreshock.proxy.parametrization import block_parameters
 from foreshock.training.loop import Loop
 from foreshock.training.setup import Training, build_training, training_flops
@@ -22,9 +23,18 @@ def run(folder: RunFolder, stop: Callable[[], bool]) -> Status:
     # A diverging run is full of denormals, which are many times slower than zeros.
     torch.set_flush_denormal(True)
     data = prepare(config.data, config.train)
+    check_same_tokens(folder, data)
     training = build_training(config, data.vocab_size)
     folder.write_manifest(manifest(training, data))
     return Loop(folder, training, data).run(stop)
+
+
+def check_same_tokens(folder: RunFolder, data: TokenData) -> None:
+    """Raise a DataError if the run was begun on other tokens: a resumed run would be neither one nor the other."""
+    begun = folder.manifest().get("data", {})
+    if begun.get("hash", data.hash) != data.hash:
+        differences = "; ".join(compare_manifests(begun, data.manifest | {"hash": data.hash}))
+        raise DataError(f"{folder.path} was begun on other data ({differences}); restore it or choose another --out")
 
 
 def manifest(training: Training, data: TokenData) -> dict[str, object]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from foreshock.core.errors import UserError
-from foreshock.core.run_folder import RunFolder
+from foreshock.core.run_folder import FINISHED, RunFolder
 
 FAILED, BAD_INPUT, HELD_ELSEWHERE, INTERRUPTED = 1, 2, 3, 4
 
@@ -32,6 +32,8 @@ def main(path: str) -> int:
 def run_locked(folder: RunFolder, stop: Callable[[], bool]) -> int:
     """Run the task and leave a status that says how it ended."""
     try:
+        if folder.status()["status"] in FINISHED:
+            return 0  # another study's worker ended it between this study's look and the lock
         folder.write_status("running", step=folder.status().get("step", 0))
         task = importlib.import_module(f"foreshock.tasks.{folder.config()['task']}")
         status = task.run(folder, stop)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foreshock.core.contracts import StepInfo
 from foreshock.core.run_folder import RunFolder, Status
 from foreshock.core.statistics import robust_summary
 from foreshock.proxy.data.batches import held_out_batches, train_batch
@@ -37,6 +38,10 @@ class Progress:
     """The latest held-out cross-entropy."""
     above_init: int = 0
     """Evaluations in a row above the loss at initialisation."""
+    loss_sum: float = 0.0
+    """Training cross-entropy summed over the steps since the last row, in nats per token."""
+    summed_steps: int = 0
+    """How many steps those are."""
     seconds: float = 0.0
     """Wall-clock seconds of the steps and evaluations so far, over all sittings."""
 
@@ -82,6 +87,7 @@ class Loop:
         self.shape = {"seq_len": training.config.data.seq_len, "batch_size": training.config.data.batch_size}
         self.held_out = held_out_batches(data.held_out_tokens, count=self.train_config.eval_batches, **self.shape)
         self.progress = Progress()
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
         self.clock = Clock()
         self.last_heartbeat = 0.0
 
@@ -107,6 +113,7 @@ class Loop:
         self.folder.mend_logs()
         for checkpoint in self.folder.healthy_checkpoints():
             self.progress = Progress(**unpack(self.training, checkpoint.payload))
+            self.loss_sum.fill_(self.progress.loss_sum)
             self.folder.truncate_to(checkpoint.lengths)
             self.folder.append_event("resumed", step=checkpoint.step)
             return
@@ -121,24 +128,31 @@ class Loop:
         batch = train_batch(self.train_tokens, step, seed=self.train_config.seed, **self.shape)
         started = time.perf_counter()
         info = train_step(self.training, step, torch.from_numpy(batch), logged=logged)
+        self.loss_sum += info.loss.detach()
+        self.progress.step, self.progress.summed_steps = step, self.progress.summed_steps + 1
         row: Row = {}
         if logged:
             info.seconds = self.clock.read()
-            row = self.training.panel.read(info)
+            row = self.training.panel.read(info, self._losses(info))
         self.clock.add(time.perf_counter() - started, logged=logged)
-        self.progress.step = step
         last = step == self.train_config.steps
         stopped = (step % FINITE_CHECK == 0 or last) and not bool(torch.isfinite(info.loss))
         if stopped or last or step % self.train_config.eval_every == 0:
-            row |= to_host({"loss/train": info.loss})
+            row = row or to_host(self._losses(info))
             row["loss/held_out"] = self._evaluate()
         if row:
             self.folder.append_metrics({"step": step, **row})
+            self.loss_sum.zero_()
+            self.progress.summed_steps = 0
         if stopped:
             return "training loss is not finite"
         if self.progress.above_init >= self.train_config.patience:
             return f"held-out loss above initialisation for {self.progress.above_init} evaluations"
         return None
+
+    def _losses(self, info: StepInfo) -> dict[str, Tensor]:
+        """Cross-entropy of this step, and its mean over the steps since the last row: what outcomes are read from."""
+        return {"loss/train": info.loss, "loss/train_mean": self.loss_sum / self.progress.summed_steps}
 
     def _evaluate(self) -> float:
         progress = self.progress
@@ -162,8 +176,8 @@ class Loop:
 
     def _checkpoint(self) -> None:
         # Held-out loss alone can lag a failure by many steps; the parameters cannot.
-        parameters = list(self.training.model.parameters())
-        healthy = bool(torch.isfinite(torch.nn.utils.get_total_norm(parameters)))
+        healthy = bool(torch.isfinite(torch.nn.utils.get_total_norm(self.training.parameters)))
+        self.progress.loss_sum = float(self.loss_sum)
         self.folder.save_checkpoint(self.progress.step, pack(self.training, asdict(self.progress)), healthy=healthy)
 
     def _finish(self, status: Status, reason: str | None) -> Status:

@@ -32,10 +32,13 @@ class Panel:
             observer.gradients(info)
         self._seconds += time.perf_counter() - start
 
-    def read(self, info: StepInfo) -> Row:
-        """Everything the observers saw, and `monitors/seconds`: host seconds spent in them after the forward pass."""
+    def read(self, info: StepInfo, own: Mapping[str, Tensor] | None = None) -> Row:
+        """Everything the observers saw, and the caller's own quantities in the same copy to the host.
+
+        `monitors/seconds` is the host time spent in the observers after the forward pass.
+        """
         start = time.perf_counter()
-        found: dict[str, Tensor | float] = {}
+        found: dict[str, Tensor | float] = dict(own or {})
         for observer in self._observers.values():
             found |= observer.read(info)
         row = to_host(found)

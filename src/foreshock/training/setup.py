@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foreshock.core import plugins
@@ -24,7 +24,9 @@ class Training:
     config: RunConfig
     """The run's config after every `edit_config`."""
     model: Proxy
-    """The model; its parameters are trained."""
+    """The model."""
+    parameters: tuple[nn.Parameter, ...]
+    """What is trained, listed once: walking the modules every step costs a tiny proxy a per cent."""
     forward: Callable[[Tensor], Tensor]
     """What is called: the model, compiled if the config says so."""
     optimizer: Optimizer
@@ -75,6 +77,7 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
     return Training(
         config=config,
         model=model,
+        parameters=tuple(p for p in model.parameters() if p.requires_grad),
         # A hook that is registered after compiling never fires, so the panel attaches first.
         panel=Panel({s.name: plugins.load("monitors", s).attach(context) for s in config.record.monitors}),
         forward=torch.compile(model) if config.runtime.compile else model,

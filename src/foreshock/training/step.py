@@ -60,8 +60,7 @@ def autocast(training: Training) -> AbstractContextManager[object]:
 
 def _update(training: Training, info: StepInfo, logged: bool) -> None:
     """From gradients to new parameters."""
-    parameters = [p for p in training.model.parameters() if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in training.parameters if p.grad is not None]
     info.grad_norm = torch.nn.utils.get_total_norm(gradients)
     if logged:
         training.panel.gradients(info)

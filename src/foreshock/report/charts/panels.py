@@ -1,6 +1,7 @@
 """What most charts are: one panel per arm, one line per series through the mean over seeds, one mark per run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import altair as alt
 import polars as pl
@@ -9,40 +10,93 @@ from foreshock.report import theme
 
 RUN_TOOLTIP = (
     alt.Tooltip("arm:N", title="arm"),
-    alt.Tooltip("size:N", title="width × depth"),
-    alt.Tooltip("params:Q", title="N (parameters)", format=",d"),
+    alt.Tooltip("size:N", title="width × depth (N)"),
     alt.Tooltip("lr:Q", title="peak LR", format="~g"),
     alt.Tooltip("seed:Q", title="seed"),
     alt.Tooltip("mark:N", title="outcome"),
-    alt.Tooltip("loss_final:N", title="held-out loss (nats/token)"),
+    alt.Tooltip("loss_final:N", title="held-out loss, nats/token"),
+    alt.Tooltip("loss_init:N", title="loss at initialisation"),
     alt.Tooltip("max_attention_logit:N", title="max attention logit"),
     alt.Tooltip("steps:Q", title="steps done", format=",d"),
     alt.Tooltip("run_id:N", title="run"),
 )
-"""What a run's mark says when pointed at; values that may not be finite are shown as they are."""
+"""What a run's mark says when pointed at; as names, because a value may not be finite."""
 
-Level = tuple[float, str]
-"""A height and the label of the line drawn there."""
-
-
-def per_arm(runs: pl.DataFrame, panel: "Panel") -> alt.ConcatChart:
-    """The panel of every arm, in the order of the table, side by side with one scale and one legend for all."""
-    arms = runs["arm"].unique(maintain_order=True).to_list()
-    charts = [panel(runs.filter(arm=arm)).properties(title=arm, **theme.PANEL) for arm in arms]
-    return side_by_side(charts)
+_FIELDS = [tip.shorthand.partition(":")[0] for tip in RUN_TOOLTIP] + ["params", "value", "mean"]
 
 
-def side_by_side(charts: Sequence[alt.LayerChart]) -> alt.ConcatChart:
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A labelled horizontal line across a panel."""
+
+    value: float
+    """Height, in units of the axis."""
+    label: str
+    """What the line is."""
+    lr: float | None = None
+    """Where along the line the label is centred; None puts it outside, at the right end."""
+    below: bool = False
+    """Whether the label stands below the line instead of above it."""
+
+
+def run_panels(
+    runs: pl.DataFrame,
+    x: alt.X,
+    y: alt.Y,
+    series: alt.Stroke,
+    levels: Callable[[pl.DataFrame], Sequence[Level]] = lambda runs: (),
+    height: int = theme.PANEL["height"],
+) -> alt.ConcatChart:
+    """One panel per arm: a mark for every run, and lines through the mean over seeds.
+
+    Args:
+        runs: Runs with `value` and `mean` (see `prepare.drawn`).
+        x: Horizontal channel.
+        y: Vertical channel of `value`.
+        series: What a line is: a size or an LR.
+        levels: The level lines of a panel, from its runs.
+        height: Height of a panel, in pixels.
+    """
+    shape, fill = theme.by_outcome(runs)
+    stable = alt.when(alt.datum.mark == "stable")
+    outline = stable.then(series).otherwise(alt.value({"expr": "paper"}))
+    area = stable.then(alt.value(56)).otherwise(alt.value(130))
+    mean = y.copy()
+    mean.shorthand = "mean:Q"
+    panels = []
+    for arm in arms_of(runs):
+        here = runs.filter(arm=arm)
+        base = alt.Chart(theme.chart_data(here.select(_FIELDS))).encode(x=x)
+        lines = base.mark_line(strokeWidth=2).encode(y=mean, stroke=series)
+        marks = base.mark_point(strokeWidth=1.25, opacity=1).encode(
+            y=y, stroke=outline, size=area, shape=shape, fill=fill, tooltip=list(RUN_TOOLTIP)
+        )
+        panels.append(alt.layer(*level_lines(levels(here), x, y), lines, marks).properties(title=arm, width=theme.PANEL["width"], height=height))
+    return side_by_side(panels)
+
+
+def arms_of(frame: pl.DataFrame) -> list[str]:
+    """The arms in the order of the table."""
+    return frame["arm"].unique(maintain_order=True).to_list()
+
+
+def side_by_side(panels: Sequence[alt.LayerChart]) -> alt.ConcatChart:
     """Panels in rows of at most `theme.COLUMNS`, with shared scales."""
-    columns = min(len(charts), theme.COLUMNS)
-    return alt.concat(*charts, columns=columns, spacing=theme.SPACING).resolve_scale(x="shared", y="shared")
+    columns = min(len(panels), theme.COLUMNS)
+    grid = alt.concat(*panels, columns=columns, spacing=theme.SPACING, bounds="flush")
+    return grid.resolve_scale(x="shared", y="shared")
 
 
-def run_marks(runs: pl.DataFrame, x: alt.X, y: alt.Y, series: alt.Stroke) -> alt.LayerChart:
-    """One mark per run, and lines through the mean over seeds (column `<y>_mean`)."""
-    base = alt.Chart(theme.chart_data(runs))
-    lines = base.mark_line(strokeWidth=2).encode(x=x, y=theme.mean_of(y), stroke=series)
-    marks = base.mark_point(size=64, strokeWidth=1.5, opacity=1).encode(
-        x=x, y=y, stroke=series, shape=theme.OUTCOME_SHAPE, fill=theme.OUTCOME_FILL, tooltip=list(RUN_TOOLTIP)
-    )
-    return lines + marks
+def level_lines(levels: Sequence[Level], x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """The layers of labelled level lines, under the data."""
+    layers = []
+    for level in levels:
+        base = alt.Chart(alt.InlineData(values=[{"value": level.value, "lr": level.lr, "label": level.label}]))
+        text = {"fontSize": 10, "color": alt.ExprRef("muted")}
+        layers.append(base.mark_rule(strokeDash=[4, 3], color=alt.ExprRef("muted")).encode(y=y))
+        if level.lr is None:
+            label = base.mark_text(align="left", dx=4, **text).encode(x=alt.value("width"))
+        else:
+            label = base.mark_text(dy=8 if level.below else -7, **text).encode(x=x)
+        layers.append(label.encode(y=y, text="label:N"))
+    return layers

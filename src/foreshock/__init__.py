@@ -1,0 +1,42 @@
+"""foreshock: what will go wrong when a Transformer is scaled up, and what stops it, seen in small ones.
+
+Importing foreshock imports nothing else; each public name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foreshock.analysis.sensitivity import lr_sensitivity as lr_sensitivity
+    from foreshock.analysis.tables import read_runs as read_runs
+    from foreshock.studies import run_study as run_study
+    from foreshock.study import recipes as recipes
+    from foreshock.study.grid import Study as Study
+
+_PUBLIC = {
+    "Study": "foreshock.study.grid:Study",
+    "lr_sensitivity": "foreshock.analysis.sensitivity:lr_sensitivity",
+    "read_runs": "foreshock.analysis.tables:read_runs",
+    "recipes": "foreshock.study.recipes",
+    "run_study": "foreshock.studies:run_study",
+    "testing": "foreshock.testing",
+}
+"""Where each public name lives."""
+
+__all__ = ["Study", "__version__", "lr_sensitivity", "read_runs", "recipes", "run_study", "testing"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("foreshock")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'foreshock' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,158 @@
+"""Intervals on few seeds: differences paired by seed, for a seed fixes the initial weights and every batch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from foreshock.core.errors import require
+
+BASE_ARM = "none"
+"""The arm of the base recipe, against which every other arm is compared."""
+STATISTICS = ("instability_part", "lr_sensitivity")
+"""Columns of the sensitivity table that are compared."""
+CONFIDENCE = 0.95
+"""Coverage of each interval taken alone."""
+BOOTSTRAP_MIN_PAIRS = 8
+"""Fewer pairs than this have too few distinct resamples for a bootstrap."""
+_RESAMPLES = 4000
+
+Method = Literal["t", "bootstrap"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate of a mean with an interval."""
+
+    mean: float
+    """Mean difference."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+    n: int
+    """Number of pairs."""
+    method: Method
+    """How the ends were found."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_interval(
+    a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE, method: Method = "t"
+) -> Interval | None:
+    """Interval of the mean of a − b, paired by position; None with fewer than two pairs.
+
+    `t`: mean ± t_{(1+c)/2, n−1} · s/√n, exact for normal differences. `bootstrap`: the same with the quantiles of
+    the resampled t statistic (bootstrap-t), which follows skewed differences; repeatable, its seed is fixed.
+
+    Args:
+        a: one value per seed, finite.
+        b: the values of the other arm at the same seeds.
+        confidence: coverage, in (0, 1).
+        method: `t`, or `bootstrap` from 8 pairs up.
+
+    Raises:
+        ConfigError: lengths differ, a value is not finite, or there are too few pairs for a bootstrap.
+
+    >>> paired_interval([1.0, 1.2, 1.1], [0.5, 0.6, 0.7]).excludes_zero
+    True
+    """
+    require(len(a) == len(b), "b", f"must pair with a, of length {len(a)}", len(b))
+    require(0 < confidence < 1, "confidence", "must be in (0, 1)", confidence)
+    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    require(bool(np.isfinite(difference).all()), "a, b", "must be finite: leave out unfinished runs", difference)
+    n = difference.size
+    if n < 2:
+        return None
+    mean, error = float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(n))
+    tail = (1 - confidence) / 2
+    if method == "bootstrap":
+        require(n >= BOOTSTRAP_MIN_PAIRS, "method", f"bootstrap needs {BOOTSTRAP_MIN_PAIRS} pairs; use t", n)
+        lower, upper = _bootstrap_t_quantiles(difference, tail)
+    else:
+        lower, upper = stats.t.ppf([tail, 1 - tail], n - 1)
+    return Interval(mean=mean, low=mean - float(upper) * error, high=mean - float(lower) * error, n=n, method=method)
+
+
+def comparisons_table(sensitivity: pl.DataFrame) -> pl.DataFrame:
+    """Every arm against the base arm `none`, per size and statistic, paired by seed.
+
+    `difference` = base − arm: positive where the arm is less sensitive than the base. `low` and `high` are the ends of
+    the t interval, null with one seed. Only seeds are paired for which both arms finished the same LR grid.
+    `n_comparisons` is the number of intervals in the table: at 95 % each, one in twenty misses by chance.
+
+    Args:
+        sensitivity: the table of `sensitivity_table`.
+    """
+    grid = ["width", "depth", "heads", "seed", "n_lrs", "lowest_lr", "highest_lr"]
+    base = sensitivity.filter(pl.col("arm") == BASE_ARM).select(*grid, *STATISTICS)
+    others = sensitivity.filter(pl.col("arm") != BASE_ARM)
+    pairs = others.join(base, on=grid, suffix="_base").sort("arm", "params", "width", "depth", "heads", "seed")
+    rows = [
+        _compare(group, statistic)
+        for group in pairs.partition_by("arm", "width", "depth", "heads", maintain_order=True)
+        for statistic in STATISTICS
+    ]
+    table = pl.DataFrame(rows, schema=SCHEMA)
+    return table.with_columns(n_comparisons=pl.col("low").is_not_null().sum().cast(pl.Int64))
+
+
+SCHEMA: dict[str, Any] = {
+    "arm": pl.String,
+    "base_arm": pl.String,
+    "width": pl.Int64,
+    "depth": pl.Int64,
+    "heads": pl.Int64,
+    "params": pl.Int64,
+    "statistic": pl.String,
+    "base_mean": pl.Float64,
+    "arm_mean": pl.Float64,
+    "difference": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n_pairs": pl.Int64,
+    "confidence": pl.Float64,
+    "method": pl.String,
+    "n_comparisons": pl.Int64,
+}
+"""Columns of the comparisons table, in order."""
+
+
+def _compare(pairs: pl.DataFrame, statistic: str) -> dict[str, Any]:
+    base, arm = pairs[f"{statistic}_base"].to_list(), pairs[statistic].to_list()
+    interval = paired_interval(base, arm)
+    return {name: pairs[name][0] for name in ("arm", "width", "depth", "heads", "params")} | {
+        "base_arm": BASE_ARM,
+        "statistic": statistic,
+        "base_mean": math.fsum(base) / len(base),
+        "arm_mean": math.fsum(arm) / len(arm),
+        "difference": math.fsum(base + [-x for x in arm]) / len(arm),
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "n_pairs": len(base),
+        "confidence": CONFIDENCE,
+        "method": interval.method if interval else None,
+        "n_comparisons": None,
+    }
+
+
+def _bootstrap_t_quantiles(difference: np.ndarray[Any, Any], tail: float) -> tuple[float, float]:
+    """Quantiles of (resampled mean − mean) / resampled error; constant resamples say nothing and are left out."""
+    n = difference.size
+    draws = np.random.default_rng(0).integers(0, n, size=(_RESAMPLES, n))
+    resampled = difference[draws]
+    errors = resampled.std(axis=1, ddof=1) / math.sqrt(n)
+    varied = errors > 0
+    if not varied.any():
+        return 0.0, 0.0
+    statistic = (resampled.mean(axis=1)[varied] - difference.mean()) / errors[varied]
+    lower, upper = np.quantile(statistic, [tail, 1 - tail])
+    return float(lower), float(upper)

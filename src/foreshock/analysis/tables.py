@@ -1,0 +1,286 @@
+"""From run folders to the tables that everything else reads: runs, sensitivity, comparisons, growth."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from foreshock.analysis.growth import growth_table
+from foreshock.analysis.intervals import comparisons_table
+from foreshock.analysis.metrics import FoundRun, Source, find_runs, read_metrics, scan_metrics
+from foreshock.analysis.outcomes import OutcomeRule, add_outcomes, train_rise
+from foreshock.analysis.sensitivity import sensitivity_table
+from foreshock.core import files
+from foreshock.core.arms import arm_name, interventions_name
+from foreshock.core.config import from_json
+from foreshock.core.errors import RunFolderError
+from foreshock.core.run_config import RunConfig
+from foreshock.core.run_folder import FINISHED
+
+__all__ = ["Tables", "analyse", "read_metrics", "read_runs", "write_tables"]
+
+COLUMNS = (
+    *("run_id", "arm", "interventions", "width", "depth", "heads", "params", "lr", "seed"),
+    *("status", "outcome", "steps", "tokens", "loss_init", "loss_final", "loss_capped"),
+    *("max_attention_logit", "wall_s", "max_attention_logit_step", "log_z_first", "log_z_last"),
+    *("mean_output_logit_last", "bigram_loss", "below_best", "bigram_clause", "train_rise", "nonfinite"),
+    *("early_stop", "planned_lrs", "planned_runs", "data_hash", "device", "study", "folder"),
+)
+"""Columns of the runs table, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The tables of one or several studies."""
+
+    runs: pl.DataFrame
+    """One row a run: `read_runs`."""
+    sensitivity: pl.DataFrame
+    """One row per arm × size × seed: `sensitivity_table`."""
+    comparisons: pl.DataFrame
+    """Every arm against the base arm, paired by seed: `comparisons_table`."""
+    growth: pl.DataFrame
+    """Growth of the attention logits with size: `growth_table`."""
+
+
+def analyse(source: Source, rule: OutcomeRule | None = None) -> Tables:
+    """All tables of one or several studies.
+
+    Args:
+        source: a study folder, a run folder, or a list of them.
+        rule: constants of the outcome rule; None for the defaults.
+    """
+    runs = read_runs(source, rule)
+    sensitivity = sensitivity_table(runs)
+    return Tables(
+        runs=runs, sensitivity=sensitivity, comparisons=comparisons_table(sensitivity), growth=growth_table(runs)
+    )
+
+
+def write_tables(folder: str | Path) -> Tables:
+    """Write runs.csv, sensitivity.csv, comparisons.csv and growth.csv below `folder/tables`, and return them.
+
+    Writing twice gives the same files.
+
+    Raises:
+        RunFolderError: no runs there, or the folder cannot be written.
+    """
+    tables = analyse(folder)
+    target = Path(folder) / "tables"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot create {target}: {error.strerror or error}; make the folder writable") from error
+    for field in fields(tables):
+        table = getattr(tables, field.name)
+        files.write_atomic(target / f"{field.name}.csv", table.drop("folder", strict=False).write_csv())
+    return tables
+
+
+def read_runs(source: Source, rule: OutcomeRule | None = None) -> pl.DataFrame:
+    """One row a run: what it was, how far it came, and how it ended.
+
+    `steps` are those completed. Losses are held-out cross-entropy in nats per token: `loss_init` at
+    initialisation, `loss_final` at the end (null while the run is unfinished, nan if the training loss was no
+    longer finite by then), `loss_capped` = min(final, initial) with non-finite counted as initial. `arm` is the
+    difference from the base recipe of the first folder; a run that stands alone is named by its interventions.
+    The remaining columns are explained where they are made: outcomes in `outcomes.py`, the rest in this file.
+
+    Args:
+        source: a study folder, a run folder, or a list of them; a run found twice is listed once.
+        rule: constants of the outcome rule; None for the defaults.
+
+    Raises:
+        RunFolderError: no runs there, or a newer format.
+    """
+    rule = rule or OutcomeRule()
+    found = find_runs(source)
+    base = _base_recipe(found[0])
+    facts = pl.DataFrame([_facts(run, base) for run in found], schema=_FACTS)
+    runs = _distinct_arms(_name_studies(facts).with_row_index("position"))
+    runs = runs.join(_records(source, rule), on="run_id", how="left", maintain_order="left")
+    runs = runs.with_columns(
+        loss_final=pl.when(pl.col("status").is_in(FINISHED)).then(pl.col("loss_final")),
+        nonfinite=pl.col("nonfinite").fill_null(False),
+        steps=pl.coalesce("steps", "last_step", 0),
+    ).with_columns(loss_capped=_capped(), tokens=pl.col("steps") * pl.col("tokens_per_step"))
+    runs = add_outcomes(runs, rule).select(COLUMNS)
+    return runs.sort("arm", "params", "width", "depth", "heads", "seed", "lr", nulls_last=True)
+
+
+def _capped() -> pl.Expr:
+    final, init = pl.col("loss_final"), pl.col("loss_init")
+    capped = pl.when(final.is_finite()).then(pl.min_horizontal(final, init)).otherwise(init)
+    return pl.when(final.is_not_null()).then(capped)
+
+
+def _base_recipe(first: FoundRun) -> RunConfig:
+    """The recipe that arms are named against: the study's, or that of the run itself without interventions."""
+    if first.study:
+        return from_json(RunConfig, first.study["base"])
+    return replace(from_json(RunConfig, first.folder.config()), interventions=())
+
+
+_AXES = ("arms", "sizes", "lrs", "seeds")
+_FACTS: dict[str, Any] = {
+    "run_id": pl.String,
+    "arm": pl.String,
+    "interventions": pl.String,
+    "width": pl.Int64,
+    "depth": pl.Int64,
+    "heads": pl.Int64,
+    "params": pl.Int64,
+    "lr": pl.Float64,
+    "seed": pl.Int64,
+    "status": pl.String,
+    "steps": pl.Int64,
+    "tokens_per_step": pl.Int64,
+    "wall_s": pl.Float64,
+    "bigram_loss": pl.Float64,
+    "early_stop": pl.Boolean,
+    "planned_lrs": pl.Int64,
+    "planned_runs": pl.Int64,
+    "data_hash": pl.String,
+    "device": pl.String,
+    "study": pl.String,
+    "folder": pl.String,
+    "heartbeat": pl.Float64,
+}
+
+
+def _facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
+    """What config, manifest and status say of a run."""
+    config = from_json(RunConfig, run.folder.config())
+    manifest, status, study = run.folder.manifest(), run.folder.status(), run.study
+    return {
+        "run_id": run.run_id,
+        "arm": arm_name(config, base),
+        "interventions": interventions_name(config),
+        "width": config.model.width,
+        "depth": config.model.depth,
+        "heads": config.model.heads,
+        "params": manifest.get("params"),
+        "lr": config.optim.lr,
+        "seed": config.train.seed,
+        "status": status["status"],
+        "steps": status.get("step"),
+        "tokens_per_step": manifest.get("tokens_per_step", config.data.batch_size * config.data.seq_len),
+        "wall_s": status.get("wall_s"),
+        "bigram_loss": manifest.get("bigram_loss"),
+        "early_stop": status.get("early_stop", False),
+        "planned_lrs": len(study["lrs"]) if study else None,
+        "planned_runs": math.prod(len(study[axis]) for axis in _AXES) if study else None,
+        "data_hash": manifest.get("data", {}).get("hash"),
+        "device": manifest.get("device"),
+        "study": run.source.resolve().as_posix(),
+        "folder": str(run.folder.path),
+        "heartbeat": status.get("heartbeat", 0.0),
+    }
+
+
+def _distinct_arms(facts: pl.DataFrame) -> pl.DataFrame:
+    """Make each arm, size, LR and seed name one run.
+
+    Runs on other tokens than the first ones are arms of their own (`data_hash=…`): their losses do not compare. Two
+    studies that hold the same point are told apart by name (`study=…`). Inside one study the newest run counts:
+    it was run again because the code's meaning had changed.
+    """
+    point = ["arm", "width", "depth", "heads", "lr", "seed"]
+    reference = facts["data_hash"].drop_nulls().first()
+    other_data = (pl.col("data_hash") != reference).fill_null(False)
+    facts = _add_to_arm(facts, other_data, pl.lit("data_hash=") + pl.col("data_hash").str.head(8))
+    newest = facts.sort("heartbeat", descending=True, nulls_last=True)
+    facts = newest.unique(["study", *point], keep="first", maintain_order=True)
+    first, *later = facts.sort("position").partition_by("study", maintain_order=True)
+    for study in later:
+        clash = not study.join(first, on=point, how="semi").is_empty()
+        named = _add_to_arm(study, pl.lit(clash), pl.lit("study=") + pl.col("study"))
+        first = pl.concat([first, named])
+    return first
+
+
+def _name_studies(facts: pl.DataFrame) -> pl.DataFrame:
+    """Call a study by its folder's name, or by its path if two folders share the name."""
+    shared = facts["study"].n_unique() > facts["study"].str.split("/").list.last().n_unique()
+    return facts if shared else facts.with_columns(pl.col("study").str.split("/").list.last())
+
+
+def _add_to_arm(facts: pl.DataFrame, where: pl.Expr, part: pl.Expr) -> pl.DataFrame:
+    longer = pl.when(pl.col("arm") == "none").then(part).otherwise(pl.col("arm") + "+" + part)
+    return facts.with_columns(arm=pl.when(where).then(longer).otherwise(pl.col("arm")))
+
+
+def _records(source: Source, rule: OutcomeRule) -> pl.DataFrame:
+    """What the metrics say of a run, one row a run."""
+    module = pl.col("module").is_null()
+    wanted = (
+        ((pl.col("group") == "loss") & pl.col("quantity").is_in(["train", "train_mean", "held_out"]) & module)
+        | ((pl.col("group") == "attention_logits") & (pl.col("quantity") == "max"))
+        | ((pl.col("group") == "output_logits") & pl.col("quantity").is_in(["mean", "log_z"]) & module)
+    )
+    long = scan_metrics(source).filter(wanted).collect().sort("run_id", "step", maintain_order=True)
+    rows = [_record(run, rule) for run in long.partition_by("run_id", maintain_order=True)]
+    return pl.DataFrame(rows, schema=_RECORD)
+
+
+_RECORD: dict[str, Any] = {
+    "run_id": pl.String,
+    "last_step": pl.Int64,
+    "loss_init": pl.Float64,
+    "loss_final": pl.Float64,
+    "train_rise": pl.Float64,
+    "nonfinite": pl.Boolean,
+    "max_attention_logit": pl.Float64,
+    "max_attention_logit_step": pl.Int64,
+    "log_z_first": pl.Float64,
+    "log_z_last": pl.Float64,
+    "mean_output_logit_last": pl.Float64,
+}
+
+
+def _record(long: pl.DataFrame, rule: OutcomeRule) -> dict[str, Any]:
+    _, train = _curve(long, "loss", "train")
+    # Means since the row before say more than single batches; a record made elsewhere may hold only those.
+    mean_steps, means = _curve(long, "loss", "train_mean")
+    if not means.size:
+        mean_steps, means = _curve(long, "loss", "train")
+    held_steps, held = _curve(long, "loss", "held_out")
+    _, log_z = _curve(long, "output_logits", "log_z")
+    _, mean_logit = _curve(long, "output_logits", "mean")
+    logit, logit_step = _largest(*_curve(long, "attention_logits", "max"))
+    ended_nonfinite = train.size > 0 and not math.isfinite(train[-1])
+    return {
+        "run_id": long["run_id"][0],
+        "last_step": long["step"].max(),
+        "loss_init": held[0] if held.size and held_steps[0] == 0 else None,
+        "loss_final": math.nan if ended_nonfinite else _last(held[held_steps > 0]),
+        "train_rise": train_rise(mean_steps, means, rule.window_fraction),
+        "nonfinite": not (np.isfinite(train).all() and np.isfinite(held).all()),
+        "max_attention_logit": logit,
+        "max_attention_logit_step": logit_step,
+        "log_z_first": _last(log_z[:1]),
+        "log_z_last": _last(log_z),
+        "mean_output_logit_last": _last(mean_logit),
+    }
+
+
+def _curve(long: pl.DataFrame, group: str, quantity: str) -> tuple[Any, Any]:
+    """Steps and values of one quantity."""
+    chosen = long.filter((pl.col("group") == group) & (pl.col("quantity") == quantity))
+    return chosen["step"].to_numpy().astype(float), chosen["value"].to_numpy()
+
+
+def _largest(steps: Any, values: Any) -> tuple[float | None, int | None]:
+    """The largest value and its step; a nan is no largest value, unless there is nothing else."""
+    if values.size == 0:
+        return None, None
+    where = int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
+    return float(values[where]), int(steps[where])
+
+
+def _last(values: Iterable[float]) -> float | None:
+    return next((float(v) for v in reversed(list(values))), None)

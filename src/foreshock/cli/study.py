@@ -1,0 +1,223 @@
+"""`foreshock study`: train a ladder of proxies over a grid of learning rates, and report."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from foreshock.core.run_config import RunConfig
+    from foreshock.study import grid
+    from foreshock.study.plan import Plan
+    from foreshock.study.runner import StudyResult
+
+Settings = Annotated[
+    tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH.TO.FIELD=VALUE ...")
+]
+"""Values of an option that may be given several times, with several values each."""
+
+
+def _shown_as(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Train a ladder of small proxies over a grid of learning rates, and write one report.
+
+    Killed or stopped at any moment, the same command goes on where it was.
+    """
+
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RECIPE]")] = "quick"
+    """The study to start from: quick or small."""
+    out: Annotated[str | None, _shown_as("DIR")] = None
+    """Folder for everything; default out/RECIPE."""
+    workers: Annotated[int | None, _shown_as("N")] = None
+    """Runs side by side; default: as many as the processors carry, or one a CUDA device."""
+    sizes: Annotated[tuple[str, ...] | None, _shown_as("WIDTHxDEPTH ...")] = None
+    """Widths x depths, such as 32x2 64x3 (head dimension 16), or 40x2x4 with the number of heads."""
+    lrs: Annotated[tuple[float, ...] | None, _shown_as("LR ...")] = None
+    """Peak learning rates."""
+    seeds: Annotated[tuple[int, ...] | None, _shown_as("SEED ...")] = None
+    """Seeds of initialisation and data order."""
+    steps: Annotated[int | None, _shown_as("N")] = None
+    """Optimizer steps a run."""
+    batch_size: Annotated[int | None, _shown_as("N")] = None
+    """Sequences a step."""
+    seq_len: Annotated[int | None, _shown_as("N")] = None
+    """Tokens a sequence."""
+    interventions: Annotated[tuple[str, ...] | None, _shown_as("ARM ...")] = None
+    """Arms: none, qk_norm, qk_norm+z_loss, z_loss:weight=1e-3, qk_norm+optim.weight_decay=0."""
+    data: Annotated[str | None, _shown_as("SOURCE")] = None
+    """Corpus: local-python, synthetic-v1, a .txt, .jsonl or .bin file, or a directory."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes CUDA if torch can. CUDA means bf16 and torch.compile."""
+    set: Settings = ()
+    """path.to.field=value: change the base recipe for all arms."""
+    vary: Settings = ()
+    """path.to.field=v1,v2: multiply the arms by these values."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show what would run and how long it would take; touch nothing in the folder."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object at the end and nothing else."""
+
+    def run(self) -> int:
+        """Plan, show the plan, run it, and say what was found."""
+        from foreshock.cli.output import console, print_json
+        from foreshock.studies import finish
+        from foreshock.study.plan import make_plan
+        from foreshock.study.progress import Display
+
+        out, study = self.out or f"out/{self.recipe}", self.study()
+        screen = console(quiet=self.json)
+        with Display(screen) as display:
+            plan = make_plan(study, out, self.workers, display.data)
+        show_plan(plan, screen)
+        if self.dry_run:
+            if self.json:
+                print_json(plan_facts(plan))
+            return 0
+        with Display(screen) as display:
+            result = finish(plan, on_progress=display)
+        if self.json:
+            print_json(result_facts(result))
+        show_result(result, screen)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return 1 if result.failures else 0
+
+    def study(self) -> "grid.Study":
+        """The recipe with every option applied.
+
+        Raises:
+            ConfigError: an unknown name (the nearest is offered), or a value out of range.
+        """
+        from dataclasses import replace
+
+        from foreshock.core.arms import Arm
+        from foreshock.study import grid, recipes
+
+        study = recipes.load(self.recipe)
+        axes: dict[str, Any] = {
+            "sizes": None if self.sizes is None else tuple(map(grid.Size.parse, self.sizes)),
+            "lrs": self.lrs,
+            "seeds": self.seeds,
+            "arms": None if self.interventions is None else tuple(map(Arm.parse, self.interventions)),
+        }
+        study = replace(study, base=self.base(study.base), **{k: v for k, v in axes.items() if v is not None})
+        return grid.vary(study, [setting for group in self.vary for setting in group])
+
+    def base(self, base: "RunConfig") -> "RunConfig":
+        """The recipe's base with device, lengths, corpus and `--set` applied, in this order."""
+        from dataclasses import replace
+
+        from foreshock.core.config import replace_at
+        from foreshock.proxy.data.source import parse_source
+        from foreshock.study import machine
+        from foreshock.study.grid import override
+
+        if self.device == "cuda" or (self.device == "auto" and machine.cuda_devices()):
+            base = replace(base, runtime=replace(base.runtime, device="cuda", precision="bf16", compile=True))
+        given = {
+            "train.steps": self.steps,
+            "data.batch_size": self.batch_size,
+            "data.seq_len": self.seq_len,
+            "data.source": None if self.data is None else parse_source(self.data),
+        }
+        for path, value in given.items():
+            if value is not None:
+                base = replace_at(base, path, value)
+        return override(base, [setting for group in self.set for setting in group])
+
+
+def show_plan(plan: "Plan", screen: "Console") -> None:
+    """How many runs of what, and how long they will take."""
+    from rich.table import Table
+
+    counts = runs_by_arm_and_size(plan)
+    sizes = list(dict.fromkeys(size for row in counts.values() for size in row))
+    screen.print(f"study {plan.study.name}: {len(plan.runs)} runs in {plan.folder.path}", soft_wrap=True)
+    table = Table()
+    table.add_column("arm")
+    for size in sizes:
+        table.add_column(size, justify="right")
+    for arm, row in counts.items():
+        table.add_row(arm, *(str(row.get(size, 0)) for size in sizes))
+    screen.print(table)
+    finished = f"{plan.finished} finished already; " if plan.finished else ""
+    screen.print(f"{finished}expected time with {plan.workers} side by side: {plan.expected}", soft_wrap=True)
+
+
+def runs_by_arm_and_size(plan: "Plan") -> dict[str, dict[str, int]]:
+    """Number of runs by arm, then by size, smallest first."""
+    from foreshock.core.arms import arm_name
+    from foreshock.core.run_config import resolve
+    from foreshock.study.grid import shape_of
+
+    base = resolve(plan.study.base)
+    counts: dict[str, dict[str, int]] = {}
+    ordered = sorted(plan.runs, key=lambda run: (run.config.model.width, run.config.model.depth))
+    for run in ordered:
+        row = counts.setdefault(arm_name(run.config, base), {})
+        row[shape_of(run.config)] = row.get(shape_of(run.config), 0) + 1
+    return counts
+
+
+def show_result(result: "StudyResult", screen: "Console") -> None:
+    """What failed and why, what was found, and where the report is."""
+    from rich.text import Text
+
+    from foreshock.cli.output import print_error
+    from foreshock.study.estimate import duration
+
+    for failure in result.failures:
+        print_error(f"run {failure.run_id} ({failure.label}): {failure.reason}")
+        screen.print(Text(failure.log_tail, "dim"), soft_wrap=True)
+    counts = ", ".join(f"{number} {status}" for status, number in result.finished.items())
+    screen.print(f"{counts} of {result.runs} runs in {duration(result.seconds)}")
+    for sentence in findings_of(result):
+        screen.print(Text(f"• {sentence}"))
+    if (result.out / "report.html").exists():
+        screen.print(Text.assemble("report: ", (str(result.out / "report.html"), "bold")), soft_wrap=True)
+
+
+def findings_of(result: "StudyResult") -> list[str]:
+    """What the tables of the study's folder say."""
+    from foreshock.analysis.findings import finding
+    from foreshock.analysis.tables import analyse
+
+    if not (result.out / "tables").exists():
+        return []
+    tables = analyse(result.out)
+    return finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth)
+
+
+def plan_facts(plan: "Plan") -> dict[str, Any]:
+    """A plan as JSON."""
+    return {
+        "study": plan.study.name,
+        "out": str(plan.folder.path),
+        "runs": len(plan.runs),
+        "finished": plan.finished,
+        "by_arm_and_size": runs_by_arm_and_size(plan),
+        "workers": plan.workers,
+        "expected_s": plan.expected.seconds,
+        "expected_is_measured": plan.expected.measured,
+    }
+
+
+def result_facts(result: "StudyResult") -> dict[str, Any]:
+    """A result as JSON."""
+    report = result.out / "report.html"
+    return {
+        "out": str(result.out),
+        "report": str(report) if report.exists() else None,
+        "runs": result.runs,
+        "finished": dict(result.finished),
+        "failures": [{"run_id": f.run_id, "run": f.label, "reason": f.reason} for f in result.failures],
+        "interrupted": result.interrupted,
+        "wall_s": result.seconds,
+        "findings": findings_of(result),
+    }

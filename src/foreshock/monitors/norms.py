@@ -1,0 +1,97 @@
+"""Sizes of gradients, parameters and updates, by role and layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norms(Monitor):
+    """Root mean squares of what moves the parameters (2309.14322 sec. 3.4 and app. C).
+
+    Rows, each with the path `<block>.<role>` (`blocks.0.q`; `embedding`, `head`, `norm` outside the blocks), over
+    all tensors of that role there; in a model that is not the proxy the path is the parameter's name:
+
+    - `norms/gradient`: before clipping.
+    - `norms/parameter`: after the update.
+    - `norms/unscaled_update`: the optimizer's output before the learning rate, such as m̂/(√v̂+ε).
+    - `norms/update`: the same times the learning rate of the parameter's group; weight decay is left out.
+
+    And `norms/grad_norm`, the global L2 norm before clipping, and `norms/clip_factor`, what clipping multiplied
+    the gradients by. Updates are absent for optimizers whose state is not understood.
+    """
+
+    needs = frozenset({Need.GRADIENTS, Need.OPTIMIZER})
+
+    def attach(self, context: Context) -> Observer:
+        """Reads parameters, gradients and optimizer state: no hook."""
+        return _NormsObserver(context)
+
+
+class _NormsObserver(Observer):
+    def __init__(self, context: Context) -> None:
+        from foreshock.probes.hooks import path
+
+        in_proxy = context.config is not None
+        self._optimizer = context.optimizer
+        self._paths: dict[Tensor, str] = {
+            parameter: _role_path(name) if in_proxy else path(name)
+            for name, parameter in context.model.named_parameters()
+        }
+        self._gradients: dict[str, Tensor] = {}
+
+    def begin(self) -> None:
+        self._gradients = {}
+
+    def gradients(self, info: StepInfo) -> None:
+        pairs = [(path, parameter.grad) for parameter, path in self._paths.items() if parameter.grad is not None]
+        self._gradients = _rows("gradient", pairs)
+
+    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
+        parameters = _rows("parameter", [(path, parameter.detach()) for parameter, path in self._paths.items()])
+        rows: dict[str, Tensor | float] = {**self._gradients, **parameters, **self._updates()}
+        if info.grad_norm is not None:
+            rows["norms/grad_norm"] = info.grad_norm
+        if info.clip_factor is not None:
+            rows["norms/clip_factor"] = info.clip_factor
+        return rows
+
+    def _updates(self) -> dict[str, Tensor]:
+        from foreshock.probes.moments import grouped_rms, l2_norms, unscaled_updates
+
+        paths, sizes, unscaled, scaled = [], [], [], []
+        for parameter, group, update in unscaled_updates(self._optimizer):
+            if parameter in self._paths:
+                (norm,) = l2_norms([update])
+                paths.append(self._paths[parameter])
+                sizes.append(update.numel())
+                unscaled.append(norm)
+                scaled.append(group["lr"] * norm)
+        found = {f"norms/unscaled_update/{k}": v for k, v in grouped_rms(paths, unscaled, sizes).items()}
+        return found | {f"norms/update/{k}": v for k, v in grouped_rms(paths, scaled, sizes).items()}
+
+
+def _rows(quantity: str, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """One row for each path: the root mean square over all its tensors."""
+    from foreshock.probes.moments import grouped_rms, l2_norms
+
+    paths = [path for path, _ in tensors]
+    sizes = [tensor.numel() for _, tensor in tensors]
+    found = grouped_rms(paths, l2_norms([tensor for _, tensor in tensors]), sizes)
+    return {f"norms/{quantity}/{path}": value for path, value in found.items()}
+
+
+def _role_path(name: str) -> str:
+    """Layer and role of a proxy parameter: `blocks.0.attn.q.weight` is `blocks.0.q`."""
+    from foreshock.proxy.parametrization import role_of
+
+    layer = re.match(r"blocks\.\d+\.", name)
+    return (layer.group() if layer else "") + role_of(name)

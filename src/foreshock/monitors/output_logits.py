@@ -1,0 +1,59 @@
+"""Output logits: the second of the two classic instabilities drifts here (2309.14322 sec. 3.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_ELEMENTS = 2**24
+"""Logits turned to fp32 at a time: 64 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputLogits(Monitor):
+    """Output logits of the training batch, over all positions and the whole vocabulary.
+
+    Rows: `output_logits/mean`, `/min`, `/max`; `/log_z` and `/log_z_squared`, the means over positions of ln Z and
+    (ln Z)², with Z = Σ_v exp(logit_v) the partition function of the output softmax.
+    """
+
+    needs = frozenset({Need.LOGITS})
+
+    def attach(self, context: Context) -> Observer:
+        """Reads the step alone: no hook."""
+        return _OutputObserver()
+
+
+class _OutputObserver(Observer):
+    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
+        import torch
+
+        logits_NV = info.logits_BTV.detach().flatten(0, -2)
+        log_z_N = _log_z(logits_NV)
+        return {
+            "output_logits/mean": logits_NV.mean(dtype=torch.promote_types(logits_NV.dtype, torch.float32)),
+            "output_logits/min": logits_NV.amin(),
+            "output_logits/max": logits_NV.amax(),
+            "output_logits/log_z": log_z_N.mean(),
+            "output_logits/log_z_squared": log_z_N.square().mean(),
+        }
+
+
+def _log_z(logits_NV: Tensor) -> Tensor:
+    """Ln Σ_v exp(logit_v) of each row, in at least fp32, without a second copy of all logits."""
+    import torch
+
+    rows = max(1, CHUNK_ELEMENTS // logits_NV.shape[-1])
+    accurate = torch.promote_types(logits_NV.dtype, torch.float32)
+    found = []
+    for chunk in torch.split(logits_NV, rows):
+        # ln Z = max - ln p_max: on the CPU the softmax takes a third of the time of logsumexp.
+        log_top_N = chunk.softmax(-1, dtype=accurate).amax(-1).log()
+        found.append(chunk.amax(-1).to(accurate) - log_top_N)
+    return torch.cat(found)

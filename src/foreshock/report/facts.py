@@ -1,0 +1,116 @@
+"""What the page says besides charts: what was run, on what, with which settings, at which cost."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from foreshock.analysis.metrics import FoundRun
+from foreshock.core.config import flatten, format_value
+from foreshock.core.run_folder import FINISHED
+from foreshock.proxy.data.prepare import compare_manifests
+
+_ENVIRONMENT = ("foreshock", "python", "packages", "platform", "processor", "device", "threads", "git", "command")
+"""Parts of a manifest that say where a run ran."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One path of a config or manifest and the values it takes over the runs."""
+
+    path: str
+    """Dotted path."""
+    values: tuple[str, ...]
+    """Every value that occurs: numbers from low to high, anything else in order of appearance."""
+
+
+def settings(records: Iterable[Mapping[str, Any]]) -> list[Setting]:
+    """The leaves of several records, each with its distinct values.
+
+    >>> settings([{"optim": {"lr": 0.1}}, {"optim": {"lr": 1.0}}])
+    [Setting(path='optim.lr', values=('0.1', '1'))]
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for path, value in flatten(record).items():
+            found.setdefault(path, {})[_text(value)] = value
+    return [Setting(path=path, values=_in_order(values)) for path, values in found.items()]
+
+
+def _in_order(values: Mapping[str, Any]) -> tuple[str, ...]:
+    numbers = all(isinstance(value, int | float) for value in values.values())
+    return tuple(sorted(values, key=lambda text: values[text]) if numbers else values)
+
+
+def environment(manifests: Sequence[Mapping[str, Any]]) -> list[Setting]:
+    """Versions, machine, code and command of the runs."""
+    return settings({key: m[key] for key in _ENVIRONMENT if key in m} for m in manifests)
+
+
+def data_sets(manifests: Sequence[Mapping[str, Any]]) -> list[list[Setting]]:
+    """The data manifests of the runs, each once."""
+    by_hash = {m["data"].get("hash"): m["data"] for m in manifests if m.get("data")}
+    return [settings([data]) for data in by_hash.values()]
+
+
+def costs(runs: pl.DataFrame, flops_per_token: Mapping[str, float | None]) -> pl.DataFrame:
+    """What each size has cost, smallest first, and the total: runs, steps, tokens, FLOPs, seconds in runs."""
+    per_token = pl.DataFrame(
+        {"run_id": list(flops_per_token), "per_token": list(flops_per_token.values())},
+        schema={"run_id": pl.String, "per_token": pl.Float64},
+    )
+    started = runs.filter(pl.col("tokens") > 0).join(per_token, on="run_id", how="left")
+    spent = started.with_columns(flops=pl.col("per_token") * pl.col("tokens"))
+    sums = [pl.len().alias("runs"), *(pl.col(name).sum() for name in ("steps", "tokens", "flops", "wall_s"))]
+    sizes = spent.group_by("size", "params").agg(sums).sort("params").drop("params")
+    total = spent.select(pl.lit("all").alias("size"), *sums)
+    return pl.concat([sizes, total]) if sizes.height else sizes
+
+
+def planned_runs(found: Sequence[FoundRun]) -> int:
+    """How many runs the studies asked for; a run that stands alone counts itself."""
+    studies = {run.source: run.study for run in found if run.study}
+    alone = sum(not run.study for run in found)
+    grids = [[len(s.get(axis, ())) for axis in ("arms", "sizes", "lrs", "seeds")] for s in studies.values()]
+    return max(len(found), alone + sum(a * b * c * d for a, b, c, d in grids))
+
+
+def warnings(runs: pl.DataFrame, manifests: Sequence[Mapping[str, Any]], planned: int) -> list[str]:
+    """What a reader must know before believing a chart."""
+    found = []
+    data = list({m["data"]["hash"]: m["data"] for m in manifests if m.get("data")}.values())
+    for other in data[1:]:
+        how = "; ".join(compare_manifests(data[0], other))
+        found.append(
+            f"The compared runs were trained on different data ({how}). Arms named data_hash={other['hash'][:8]} do not "
+            "compare with the others in loss."
+        )
+    unfinished = runs.filter(~pl.col("status").is_in(FINISHED))["status"].value_counts(sort=True).rows()
+    missing = planned - runs.height
+    parts = [f"{count} {status}" for status, count in unfinished] + ([f"{missing} not started"] if missing else [])
+    if parts:
+        finished = runs.filter(pl.col("status").is_in(FINISHED)).height
+        found.append(f"{finished} of {planned} runs have finished ({', '.join(parts)}). What follows rests on those.")
+    return found
+
+
+def duration(seconds: float) -> str:
+    """A time at two units.
+
+    >>> duration(4.25), duration(270), duration(5400)
+    ('4.2 s', '4 min 30 s', '1 h 30 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _text(value: Any) -> str:
+    """A config or manifest value as a person reads it."""
+    if isinstance(value, Mapping) and set(value) == {"name", "options"}:
+        return str(value["name"]) + "".join(f" {k}={format_value(v)}" for k, v in value["options"].items())
+    if isinstance(value, list | tuple):
+        return (" " if all(isinstance(v, str) for v in value) else ", ").join(_text(v) for v in value) or "none"
+    return "none" if value is None else format_value(value)

@@ -1,0 +1,205 @@
+"""Every figure of the report, by name, and the same figures as SVG, PDF or PNG files."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+from foreshock.core import files
+from foreshock.core.errors import unknown
+from foreshock.report import theme
+from foreshock.report.charts.attention import logit_vs_lr, logit_vs_size
+from foreshock.report.charts.curves import MAX_POINTS, training_curves
+from foreshock.report.charts.loss import loss_vs_lr
+from foreshock.report.charts.mechanisms import NORMS, OUTPUT_LOGITS, Quantity, quantity_vs_lr
+from foreshock.report.charts.overview import overview
+from foreshock.report.charts.sensitivity import sensitivity_vs_size
+
+FORMATS = ("svg", "pdf", "png")
+"""File formats of a static figure."""
+Spec = dict[str, Any]
+"""A Vega-Lite specification."""
+
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+"""The Vega-Lite that Altair writes for."""
+
+_WRITERS: dict[str, Callable[..., str | bytes]] = {
+    "svg": vl_convert.vegalite_to_svg,
+    "pdf": vl_convert.vegalite_to_pdf,
+    "png": partial(vl_convert.vegalite_to_png, scale=2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What charts are drawn from."""
+
+    runs: pl.DataFrame
+    """Prepared runs."""
+    sensitivity: pl.DataFrame
+    """Prepared sensitivity table."""
+    metrics: pl.LazyFrame
+    """Everything the runs logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One chart of the report."""
+
+    name: str
+    """Its file name, and its id in the page."""
+    title: str
+    """Its heading."""
+    caption: str
+    """What to look for."""
+    draw: Callable[[Material], alt.TopLevelMixin | None]
+    """Its chart; None if the runs have nothing to show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page that shows figures."""
+
+    title: str
+    """Its heading."""
+    text: str
+    """What its figures have in common."""
+    figures: tuple[Figure, ...]
+    """Its figures, in order."""
+
+    @property
+    def anchor(self) -> str:
+        """Its id in the page."""
+        return self.title.lower().replace(" ", "-")
+
+
+def _quantity(quantity: Quantity) -> Figure:
+    return Figure(
+        name=quantity.name,
+        title=quantity.heading,
+        caption=quantity.caption,
+        draw=lambda m: quantity_vs_lr(m.runs, m.metrics, quantity),
+    )
+
+
+SECTIONS = (
+    Section(
+        title="Loss",
+        text="A model that trains stably has a wide, flat valley. Instability lifts the right-hand side of it, the more "
+        "so the larger N. Lines run through the mean over seeds; every mark is one run.",
+        figures=(
+            Figure(
+                name="loss_vs_lr",
+                title="Loss against learning rate",
+                caption="Held-out cross-entropy at the end. The bigram line is what counting pairs of tokens achieves.",
+                draw=lambda m: loss_vs_lr(m.runs),
+            ),
+        ),
+    ),
+    Section(
+        title="Learning-rate sensitivity",
+        text="S is the mean, over the learning rates tried, of the loss above the best one. Its under-training part comes "
+        "from rates below the best, too slow for the steps given. Only its instability part, from the best rate upward, "
+        "speaks of instability. The two add up to S.",
+        figures=(
+            Figure(
+                name="sensitivity_vs_size",
+                title="Sensitivity against size",
+                caption="A loss above that at initialisation, or not finite, counts as the loss at initialisation.",
+                draw=lambda m: sensitivity_vs_size(m.sensitivity),
+            ),
+        ),
+    ),
+    Section(
+        title="Attention logits",
+        text="The largest q·k, scaled and before any cap, in any layer at any logged step. Far above 1e2 the softmax is "
+        "one-hot, its gradient vanishes, and attention stops learning.",
+        figures=(
+            Figure(
+                name="attention_logit_vs_lr",
+                title="Against learning rate",
+                caption="One line a size.",
+                draw=lambda m: logit_vs_lr(m.runs),
+            ),
+            Figure(
+                name="attention_logit_vs_size",
+                title="Against size",
+                caption="The same runs, one line a learning rate: one that rises here reaches the dashed lines in a "
+                "larger model.",
+                draw=lambda m: logit_vs_size(m.runs),
+            ),
+        ),
+    ),
+    Section(
+        title="Output logits",
+        text="The second classic instability: all output logits drift together, which the softmax cannot see.",
+        figures=tuple(_quantity(q) for q in OUTPUT_LOGITS),
+    ),
+    Section(
+        title="Norms",
+        text="What the optimizer sees and does.",
+        figures=tuple(_quantity(q) for q in NORMS),
+    ),
+    Section(
+        title="Training curves",
+        text="One line a run, for the size chosen below the panels. Point at a line to follow that run in every panel; "
+        "click learning rates in the legend to isolate them (shift-click adds one, a click beside them shows all).",
+        figures=(
+            Figure(
+                name="training_curves",
+                title="Loss and what moves with it",
+                caption="A line that stops being finite ends with a purple mark. A quantity with more than "
+                f"{MAX_POINTS} points is thinned: a run keeps the largest value of each stretch of steps.",
+                draw=lambda m: training_curves(m.runs, m.metrics),
+            ),
+        ),
+    ),
+)
+"""The page's figures, in reading order."""
+
+OVERVIEW = Figure(
+    name="overview",
+    title="Overview",
+    caption="Loss and attention logits against learning rate.",
+    draw=lambda m: overview(m.runs),
+)
+"""A picture of the whole study, for a README; not in the page, which has both halves of it."""
+
+
+def spec_of(figure: Figure, material: Material) -> Spec | None:
+    """The figure's Vega-Lite specification, without the config that makes it light or dark."""
+    chart = figure.draw(material)
+    return None if chart is None else {k: v for k, v in chart.to_dict().items() if k != "config"}
+
+
+def write_figures(material: Material, folder: Path, formats: Sequence[str]) -> list[Path]:
+    """Write every figure that has something to show as `folder/<name>.<format>`, light on white.
+
+    Raises:
+        ConfigError: an unknown format.
+        RunFolderError: the folder cannot be written.
+    """
+    check_formats(formats)
+    files.make_folder(folder)
+    written = []
+    for figure in [*(figure for section in SECTIONS for figure in section.figures), OVERVIEW]:
+        spec = spec_of(figure, material)
+        if spec is None:
+            continue
+        for name in formats:
+            path = folder / f"{figure.name}.{name}"
+            files.write_atomic(path, _WRITERS[name](spec, vl_version=VEGA_LITE, config=theme.config("light")))
+            written.append(path)
+    return written
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise a ConfigError for a format that no figure can be written in."""
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("figure format", name, list(FORMATS))

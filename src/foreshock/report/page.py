@@ -1,0 +1,162 @@
+"""The report: one HTML file that holds everything it needs and opens without a network."""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+import vl_convert
+from markupsafe import Markup
+
+from foreshock.analysis.findings import finding
+from foreshock.analysis.metrics import FoundRun, find_runs, scan_metrics
+from foreshock.analysis.tables import analyse
+from foreshock.core import files
+from foreshock.core.run_folder import FINISHED
+from foreshock.report import facts, theme
+from foreshock.report.figures import SECTIONS, VEGA_LITE, Material, check_formats, spec_of, write_figures
+from foreshock.report.prepare import prepare_runs, prepare_sensitivity, short_count
+from foreshock.report.run_table import run_table
+
+_TEXT_SECTIONS = (
+    ("runs", "Runs"),
+    ("configs", "Configuration"),
+    ("data", "Data"),
+    ("environment", "Versions"),
+    ("compute", "Compute"),
+)
+
+
+def write_report(dirs: Sequence[Path], out: Path | None = None, figures: Sequence[str] = ()) -> Path:
+    """Write the report of one study, or one that compares several, and return its path.
+
+    Args:
+        dirs: Study folders or single run folders, finished or not.
+        out: Where to write; None writes `report.html` into the first folder.
+        figures: File formats (svg, pdf, png) in which every chart is also written, to `figures/` beside the report.
+
+    Raises:
+        ConfigError: an unknown figure format.
+        RunFolderError: a folder holds no run, or the report cannot be written.
+    """
+    check_formats(figures)
+    folders = [Path(folder) for folder in dirs]
+    target = folders[0] / "report.html" if out is None else Path(out)
+    tables = analyse(folders)
+    material = Material(
+        runs=prepare_runs(tables.runs),
+        sensitivity=prepare_sensitivity(tables.sensitivity),
+        metrics=scan_metrics(folders),
+    )
+    found = finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth)
+    content = render(material, found, folders)
+    files.make_folder(target.parent)
+    files.write_atomic(target, content)
+    if figures:
+        write_figures(material, target.parent / "figures", figures)
+    return target
+
+
+def render(material: Material, found: Sequence[str], folders: Sequence[Path]) -> str:
+    """The page as HTML."""
+    specs = {figure.name: spec_of(figure, material) for section in SECTIONS for figure in section.figures}
+    several = material.runs["arm"].n_unique() > 2
+    sections = [
+        {
+            "anchor": section.anchor,
+            "title": section.title,
+            "text": section.text,
+            "pairs": len(section.figures) > 1 and not several,
+            "figures": [
+                {"name": f.name, "title": f.title, "caption": f.caption, "drawn": specs[f.name] is not None}
+                for f in section.figures
+            ],
+        }
+        for section in SECTIONS
+    ]
+    contents = [("findings", "Findings"), *((s.anchor, s.title) for s in SECTIONS), *_TEXT_SECTIONS]
+    return _template().render(
+        title=" against ".join(dict.fromkeys(folder.resolve().name for folder in folders)),
+        folders=", ".join(str(folder) for folder in folders),
+        version=version("foreshock"),
+        colours=theme.COLOURS,
+        font=theme.FONT,
+        findings=found,
+        sections=sections,
+        contents=contents,
+        table=run_table(material.runs),
+        charts_json=embedded({name: spec for name, spec in specs.items() if spec is not None}),
+        vega=Markup(vl_convert.javascript_bundle(vl_version=VEGA_LITE)),  # trusted: the library's own code
+        **_facts(material.runs, find_runs(folders)),
+    )
+
+
+def embedded(specs: dict[str, dict[str, Any]]) -> Markup:
+    """Specs, the data that they share, and both configs, as JSON that can stand in a script element."""
+    datasets: dict[str, Any] = {}
+    bare = {}
+    for name, spec in specs.items():
+        datasets |= spec.get("datasets", {})
+        bare[name] = {key: value for key, value in spec.items() if key != "datasets"}
+    configs = {mode: theme.config(mode) for mode in ("light", "dark")}
+    text = json.dumps({"datasets": datasets, "specs": bare, "configs": configs}, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))  # nothing in it can end the element
+
+
+def _facts(runs: pl.DataFrame, found: Sequence[FoundRun]) -> dict[str, Any]:
+    """The parts of the page that are neither findings nor charts."""
+    manifests = [manifest for run in found if (manifest := run.folder.manifest())]
+    configs = facts.settings(run.folder.config() for run in found)
+    costs = facts.costs(runs, {run.run_id: run.folder.manifest().get("flops_per_token") for run in found})
+    planned = facts.planned_runs(found)
+    return {
+        "warnings": facts.warnings(runs, manifests, planned),
+        "tiles": _tiles(runs, costs, planned),
+        "varying": [setting for setting in configs if len(setting.values) > 1],
+        "common": [setting for setting in configs if len(setting.values) == 1],
+        "data_sets": facts.data_sets(manifests),
+        "environment": facts.environment(manifests),
+        "costs": [_cost_cells(row) for row in costs.iter_rows(named=True)],
+    }
+
+
+def _tiles(runs: pl.DataFrame, costs: pl.DataFrame, planned: int) -> list[tuple[str, str]]:
+    """The study in a few numbers."""
+    finished = runs.filter(pl.col("status").is_in(FINISHED))
+    tiles = [
+        ("Runs finished", f"{finished.height} of {planned}"),
+        ("Arms", str(runs["arm"].n_unique())),
+        ("Sizes", str(runs["size"].n_unique())),
+        ("Learning rates", str(runs["lr"].n_unique())),
+        ("Seeds", str(runs["seed"].n_unique())),
+    ]
+    if costs.is_empty():
+        return tiles
+    total = costs.row(-1, named=True)
+    return [*tiles, ("Tokens", short_count(total["tokens"])), ("Time in runs", facts.duration(total["wall_s"]))]
+
+
+def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    flops = f"{row['flops']:.2e}" if row["flops"] else "not known"
+    return (
+        *(row["size"], f"{row['runs']:,}", f"{row['steps']:,}", short_count(row["tokens"])),
+        *(flops, facts.duration(row["wall_s"])),
+    )
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("foreshock.report", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["code"] = _with_code
+    return environment.get_template("page.html.j2")
+
+
+def _with_code(text: str) -> Markup:
+    """The text with what stands between backticks set as code."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(parts))

@@ -1,0 +1,64 @@
+"""Tables made ready to draw: size labels, marks, order, and values that a chart can place."""
+
+import math
+
+import polars as pl
+
+SERIES = ("arm", "size", "params", "lr")
+"""What a point of a line stands for: runs that differ in the seed alone."""
+_ORDER = (pl.col("arm") != "none", "arm", "params", "width", "depth")
+
+
+def prepare_runs(runs: pl.DataFrame) -> pl.DataFrame:
+    """The runs in the order of the page (base arm first), with the columns `shape`, `size` and `mark`."""
+    not_finite = pl.col("loss_final").is_not_null() & ~pl.col("loss_final").is_finite()
+    mark = pl.when(not_finite).then(pl.lit("not finite")).otherwise(pl.col("outcome").fill_null("undecided"))
+    prepared = runs.with_columns(shape=pl.format("{}×{}", "width", "depth"), size=size_label(), mark=mark)
+    return prepared.sort(*_ORDER, "lr", "seed")
+
+
+def prepare_sensitivity(sensitivity: pl.DataFrame) -> pl.DataFrame:
+    """The sensitivity table in the order of the page, with the column `size`."""
+    return sensitivity.with_columns(size=size_label()).sort(*_ORDER, "seed")
+
+
+def size_label() -> pl.Expr:
+    """Width × depth and, where it is known, N: such as `64×3 (147k)`."""
+    count = pl.col("params").map_elements(short_count, return_dtype=pl.String)
+    return pl.format("{}×{}{}", "width", "depth", pl.format(" ({})", count).fill_null(""))
+
+
+def short_count(count: float) -> str:
+    """A count at about three digits.
+
+    >>> short_count(24_576), short_count(147_456), short_count(1.2e9), short_count(850)
+    ('24.6k', '147k', '1.2B', '850')
+    """
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count:.3g}"
+
+
+def drawn(runs: pl.DataFrame, column: str, *, log: bool = False) -> pl.DataFrame:
+    """The runs that have a value in a column, with `value`, which a chart can place, and its `mean` over seeds.
+
+    A value that is not finite is placed as high as the largest that is, and marked `not finite`: it is never dropped.
+    On a log scale the mean is geometric.
+    """
+    placed = with_place(runs.filter(pl.col(column).is_not_null()), column, log=log)
+    mark = pl.when(pl.col(column).is_finite()).then("mark").otherwise(pl.lit("not finite"))
+    mean = pl.col("value").log().mean().exp() if log else pl.col("value").mean()
+    return placed.with_columns(mark=mark, mean=mean.over(SERIES))
+
+
+def with_place(table: pl.DataFrame, column: str, *, log: bool) -> pl.DataFrame:
+    """The table with the column `value`, always finite; empty if there is no value that can be placed.
+
+    What is not finite stands at the largest value that is; on a log scale what is not above 0 at the smallest that is.
+    """
+    possible = [x for x in table[column] if math.isfinite(x) and (x > 0 or not log)]
+    if not possible:
+        return table.clear().with_columns(value=pl.lit(None, dtype=pl.Float64))
+    value = pl.when(pl.col(column).is_finite()).then(pl.col(column)).otherwise(max(possible))
+    return table.with_columns(value=value.clip(min(possible), max(possible)))

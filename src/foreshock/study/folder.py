@@ -1,0 +1,228 @@
+"""The study folder: what was asked, which runs stand there, and who is at work on them.
+
+    study.json   the latest request                        runs/<run_id>/     one run folder each
+    study.lock   held for moments, so that studies can     .rerun/<run_id>/   a run made again, to record more
+                 share the folder                          .old/<run_id>/     the run it replaces, for a moment
+
+Runs accumulate: asking for another grid in the same folder adds its runs, and study.json says what was asked last.
+"""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from foreshock.core import files, plugins
+from foreshock.core.config import from_json, to_json
+from foreshock.core.errors import RunFolderError, UserError
+from foreshock.core.run_config import RecordConfig, RunConfig, bits_of
+from foreshock.core.run_folder import FINISHED, RunFolder
+from foreshock.study.grid import Study, check_study_format, study_to_json
+from foreshock.study.launchers.base import RunSpec
+
+PROBE_BYTES = 1 << 20
+"""What must fit on the disk of the output folder before anything starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a study."""
+
+    run_id: str
+    """Name of its folder."""
+    config: RunConfig
+    """Its resolved config."""
+    label: str
+    """What a person calls it."""
+
+
+class StudyFolder:
+    """A study's folder, possibly shared with other studies at work in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs = path / "runs"
+
+    def check(self) -> None:
+        """See, without leaving a trace, that the folder can be read and written.
+
+        Raises:
+            UserError: it cannot be written, its disk is full, or a newer version wrote it.
+        """
+        check_writable(self.path)
+        if (self.path / "study.json").exists():
+            check_study_format(files.read_json(self.path / "study.json"), self.path / "study.json")
+        for folder in self._run_folders():
+            folder.config()
+
+    def open(self, study: Study) -> None:
+        """Make the folder and write what is asked."""
+        files.make_folder(self.runs)
+        with self._lock():
+            files.write_json(self.path / "study.json", study_to_json(study))
+
+    def state(self, run: Run) -> Literal["finished", "held", "ready"]:
+        """Where a run stands; finishes a swap that a kill cut short."""
+        main, rerun = self._main(run), self._rerun(run)
+        if is_held(main.path) or is_held(rerun.path):
+            return "held"
+        self.swap(run)
+        return "finished" if self.answers(run) else "ready"
+
+    def answers(self, run: Run) -> bool:
+        """Whether a finished run here covers what is asked; touches nothing."""
+        main = self._main(run)
+        return main.status()["status"] in FINISHED and covers(_record(main), run.config.record)
+
+    def status(self, run: Run) -> str:
+        """The status of a run, as recorded."""
+        return str(self._main(run).status()["status"])
+
+    def claimable(self, run: Run) -> RunSpec:
+        """The folder in which a run that is ready is to be done: its own, or a sibling if more is to be recorded."""
+        main, rerun = self._main(run), self._rerun(run)
+        with self._lock():
+            chosen, record = main, run.config.record
+            if (main.path / "config.json").exists() and not covers(_record(main), record):
+                chosen, record = rerun, union(_record(main), record)
+                if (rerun.path / "config.json").exists() and not covers(_record(rerun), record):
+                    shutil.rmtree(rerun.path)
+            chosen.create(to_json(replace(run.config, record=record)))
+        return RunSpec(run_id=run.run_id, folder=chosen.path)
+
+    def swap(self, run: Run) -> None:
+        """Put a finished rerun in the place of the run it replaces; may be killed at any point and called again."""
+        main, rerun, old = self._main(run).path, self._rerun(run).path, self.path / ".old" / run.run_id
+        if not rerun.exists() and not old.exists():
+            return
+        with self._lock():
+            if RunFolder(rerun).status()["status"] in FINISHED and not is_held(rerun) and not is_held(main):
+                if main.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                    old.parent.mkdir(exist_ok=True)
+                    main.rename(old)
+                rerun.rename(main)
+            if main.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+    def wall_times(self) -> Iterator[tuple[RunConfig, float]]:
+        """Config and wall seconds of every run that was completed here."""
+        for folder in self._run_folders():
+            with suppress(UserError):  # an altered folder is no obstacle to a guess
+                status = folder.status()
+                if status["status"] == "done" and "wall_s" in status:
+                    yield from_json(RunConfig, folder.config()), files.number(status["wall_s"])
+
+    def _run_folders(self) -> list[RunFolder]:
+        found = sorted(self.runs.iterdir()) if self.runs.is_dir() else []
+        return [RunFolder(path) for path in found if (path / "config.json").exists()]
+
+    def _main(self, run: Run) -> RunFolder:
+        return RunFolder(self.runs / run.run_id)
+
+    def _rerun(self, run: Run) -> RunFolder:
+        return RunFolder(self.path / ".rerun" / run.run_id)
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.path / "study.lock")
+
+
+class SingleFolder:
+    """One run outside any study: the folder is the run folder itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = RunFolder(path)
+
+    def check(self, config: RunConfig) -> None:
+        """See, without leaving a trace, that the folder can be written and holds no other run.
+
+        Raises:
+            UserError: it cannot be written, its disk is full, a newer version wrote it, or it holds another run.
+        """
+        check_writable(self.path)
+        found = (self.path / "config.json").exists()
+        if found and bits_of(from_json(RunConfig, self.folder.config())) != bits_of(config):
+            raise RunFolderError(f"{self.path} holds a run of another config; choose another --out")
+
+    def open(self, study: Study) -> None:
+        """Nothing is written but the run folder."""
+
+    def state(self, run: Run) -> Literal["finished", "held", "ready"]:
+        """Where the run stands."""
+        return "held" if is_held(self.path) else "finished" if self.answers(run) else "ready"
+
+    def answers(self, run: Run) -> bool:
+        """Whether the run is finished."""
+        return self.status(run) in FINISHED
+
+    def status(self, run: Run) -> str:
+        """The status of the run, as recorded."""
+        return str(self.folder.status()["status"])
+
+    def claimable(self, run: Run) -> RunSpec:
+        """The folder, made if it is not there."""
+        self.folder.create(to_json(run.config))
+        return RunSpec(run_id=run.run_id, folder=self.path)
+
+    def swap(self, run: Run) -> None:
+        """Nothing is ever swapped."""
+
+    def wall_times(self) -> Iterator[tuple[RunConfig, float]]:
+        """Nothing is known."""
+        return iter(())
+
+
+def check_writable(path: Path) -> None:
+    """Raise a RunFolderError if a folder could not be made and written at a path; leaves no trace."""
+    ancestor = path.absolute()
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    try:
+        with tempfile.TemporaryFile(dir=ancestor) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write to --out {path}: {error.strerror}; free space or choose another folder"
+        ) from error
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a worker, anyone's, is at work in a run folder."""
+    if not (folder / "lock").exists():
+        return False
+    try:
+        with RunFolder(folder).lock().acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def covers(recorded: RecordConfig, asked: RecordConfig) -> bool:
+    """Whether a run that recorded one thing answers a request for another."""
+    wanted = {spec.name: spec for spec in asked.monitors}
+    there = {s.name: plugins.resolve("monitors", s) for s in recorded.monitors if s.name in wanted}
+    rows = asked.log_every % recorded.log_every == 0
+    return rows and there == wanted and (recorded.keep_checkpoint or not asked.keep_checkpoint)
+
+
+def union(recorded: RecordConfig, asked: RecordConfig) -> RecordConfig:
+    """A record that answers both requests; where options of a monitor differ, the latter's."""
+    wanted = {spec.name for spec in asked.monitors}
+    return replace(
+        asked,
+        monitors=asked.monitors + tuple(spec for spec in recorded.monitors if spec.name not in wanted),
+        log_every=math.gcd(asked.log_every, recorded.log_every),
+        keep_checkpoint=asked.keep_checkpoint or recorded.keep_checkpoint,
+    )
+
+
+def _record(folder: RunFolder) -> RecordConfig:
+    return from_json(RunConfig, folder.config()).record

@@ -1,0 +1,121 @@
+"""What a study will do, worked out and checked before anything is touched."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from foreshock.core import plugins
+from foreshock.core.arms import arm_name
+from foreshock.core.config import canonical_json
+from foreshock.core.errors import unknown
+from foreshock.core.run_config import RunConfig, resolve, run_id
+from foreshock.proxy.data.bigram import bigram_of
+from foreshock.proxy.data.prepare import prepare
+from foreshock.study import machine
+from foreshock.study.estimate import Estimate, estimate, measure
+from foreshock.study.folder import Run, SingleFolder, StudyFolder
+from foreshock.study.grid import Study, expand, shape_of
+
+DataProgress = Callable[[int, int], None]
+"""Called with the bytes tokenized so far and in all, if the tokens are not in the cache yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study ready to run: every config checked, every token there."""
+
+    study: Study
+    """What was asked."""
+    folder: StudyFolder | SingleFolder
+    """Where it goes."""
+    workers: int
+    """Runs side by side."""
+    runs: tuple[Run, ...]
+    """Every run, in the order in which they start."""
+    finished: int
+    """How many of them the folder answers already."""
+    expected: Estimate
+    """Wall time of those it does not."""
+
+
+def make_plan(
+    study: Study, out: Path | str, workers: int | None = None, data_progress: DataProgress | None = None
+) -> Plan:
+    """Expand a study, check it against this machine and the folder, and prepare its tokens in the user's cache.
+
+    Leaves no trace in `out`.
+
+    Raises:
+        UserError: anything in the study, the data, the machine or the folder that would not work.
+    """
+    configs = expand(study)
+    check_machine(configs)
+    folder = StudyFolder(Path(out))
+    folder.check()
+    slots = machine.check_workers(workers, study.base.runtime)
+    base = resolve(study.base)
+    hash_of = _prepare_all(configs, data_progress)
+    runs = tuple(
+        Run(run_id=run_id(config, hash_of(config)), config=config, label=label_of(config, base)) for config in configs
+    )
+    missing = [run.config for run in runs if not folder.answers(run)]
+    return Plan(
+        study=study,
+        folder=folder,
+        workers=slots,
+        runs=runs,
+        finished=len(runs) - len(missing),
+        expected=estimate(missing, slots, measure(folder.wall_times())),
+    )
+
+
+def plan_single(config: RunConfig, out: Path | str, data_progress: DataProgress | None = None) -> Plan:
+    """The plan of one run whose folder is `out` itself; as `make_plan`, it leaves no trace there.
+
+    Raises:
+        UserError: anything in the config, the data, the machine or the folder that would not work.
+    """
+    check_machine([config])
+    folder = SingleFolder(Path(out))
+    folder.check(config)
+    hash_of = _prepare_all([config], data_progress)
+    run = Run(run_id=run_id(config, hash_of(config)), config=config, label=label_of(config, config))
+    return Plan(
+        study=Study(name=run.label, base=config),
+        folder=folder,
+        workers=1,
+        runs=(run,),
+        finished=int(folder.answers(run)),
+        expected=estimate([config], 1, {}),
+    )
+
+
+def check_machine(configs: list[RunConfig]) -> None:
+    """Raise a ConfigError if a config names an unknown task, or this machine cannot run it."""
+    machine.check_torch()
+    known = [name for name in plugins.names("tasks") if name != "worker"]
+    for task in {config.task for config in configs}:
+        if task not in known:
+            raise unknown("task", task, known)
+    for runtime in {config.runtime for config in configs}:
+        machine.check_device(runtime)
+
+
+def label_of(config: RunConfig, base: RunConfig) -> str:
+    """What a person calls a run."""
+    return f"{shape_of(config)} {arm_name(config, base)} lr {config.optim.lr:g} seed {config.train.seed}"
+
+
+def _prepare_all(configs: list[RunConfig], progress: DataProgress | None) -> Callable[[RunConfig], str]:
+    """Prepare the tokens of every run, each corpus once; gives the hash of a run's tokens."""
+
+    def key(config: RunConfig) -> str:
+        return canonical_json([config.data, config.train])
+
+    hashes: dict[str, str] = {}
+    for config in configs:
+        if key(config) not in hashes:
+            tokens = prepare(config.data, config.train, progress)
+            bigram_of(tokens, config.data, config.train)  # here once, or the first runs would each count for themselves
+            hashes[key(config)] = tokens.hash
+    return lambda config: hashes[key(config)]

@@ -1,0 +1,175 @@
+"""Findings are computed: plant the opposite and they say the opposite."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from foreshock.analysis.findings import finding
+from foreshock.analysis.tables import analyse
+from foreshock.core.run_folder import RunFolder
+from tests.fabricate import Planned, Planted, fabricate_study, plausible
+
+
+def findings(path: Path, **options: object) -> list[str]:
+    folder = path if (path / "study.json").exists() else fabricate_study(path, **{"steps": 40} | options)  # type: ignore[arg-type]
+    tables = analyse(folder)
+    return finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth)
+
+
+def swapped(run: Planned) -> Planted:
+    """The cure and the disease exchanged."""
+    other = "none" if run.arm == "qk_norm" else "qk_norm"
+    return plausible(Planned(**vars(run) | {"arm": other}))
+
+
+def flat(run: Planned) -> Planted:
+    return Planted(final=2.0 + 0.001 * run.lr)
+
+
+def test_the_instability_and_its_cure(tmp_path: Path) -> None:
+    found = findings(tmp_path / "s")
+    assert found[0].startswith("The instability shows in `none` at 96×4 (442,368 parameters)")
+    assert "4 diverged" in found[0]
+    assert "lowest learning rate that went wrong is 0.03" in found[0]
+    assert "With `qk_norm` the instability part at 96×4" in found[1]
+    assert "7.5 times smaller" in found[1]
+    assert "one seed: there is no interval" in found[1]
+
+
+def test_a_cure_that_does_harm_is_said_to(tmp_path: Path) -> None:
+    text = "\n".join(findings(tmp_path / "s", plant=swapped))
+    assert "7.5 times larger: no cure here" in text
+
+
+def test_no_instability_is_said_to_be_none(tmp_path: Path) -> None:
+    found = findings(tmp_path / "s", plant=flat)
+    assert found[0].startswith("The instability did not show in `none`")
+    assert "highest tried (1)" in found[0]
+    assert any("at least 1 at 96×4" in text for text in found)
+    assert not any("shows" in text for text in found)
+
+
+def test_several_seeds_give_intervals_and_their_number(tmp_path: Path) -> None:
+    text = "\n".join(findings(tmp_path / "s", seeds=[0, 1, 2]))
+    assert "Paired over 3 seeds the difference is" in text
+    assert "which excludes zero" in text
+    assert "6 such intervals were computed" in text
+
+
+def test_an_interval_that_holds_zero_is_said_to(tmp_path: Path) -> None:
+    def noisy(run: Planned) -> Planted:
+        sign = 1 if (run.arm == "none") == (run.seed % 2 == 0) else -1
+        return Planted(final=2.0 if run.lr < 0.05 else 2.6 + 0.3 * sign)
+
+    text = "\n".join(findings(tmp_path / "s", sizes=[(32, 2)], seeds=[0, 1, 2, 3], plant=noisy))
+    assert "which includes zero, so the seeds do not settle it" in text
+
+
+def test_attention_logits_compare_at_one_point_and_name_the_critical_line(tmp_path: Path) -> None:
+    text = next(t for t in findings(tmp_path / "s") if t.startswith("Largest attention logit"))
+    assert "at 96×4 (442,368 parameters) and learning rate 1: 2,140,000 in `none` (growing as N^0.50" in text
+    assert "63.4 in `qk_norm`" in text
+    assert text.endswith("saw every run diverge: `none`.")
+
+
+def test_nonfinite_attention_logits_are_counted(tmp_path: Path) -> None:
+    def blown(run: Planned) -> Planted:
+        return Planted(final=math.nan if run.lr > 0.5 else 2.0, max_logit=math.inf if run.lr > 0.5 else 20.0)
+
+    text = "\n".join(findings(tmp_path / "s", arms=["none"], sizes=[(32, 2)], plant=blown))
+    assert "In 1 of 7 runs an attention logit was not finite" in text
+    assert "learning rate 0.3: 20 in `none`" in text
+
+
+def test_output_logits_drift_or_not(tmp_path: Path) -> None:
+    def drifting(run: Planned) -> Planted:
+        return Planted(final=2.0, log_z=-300.0 if run.arm == "none" and run.lr == 1.0 else 6.0)
+
+    text = "\n".join(findings(tmp_path / "s", sizes=[(32, 2)], plant=drifting))
+    assert "Output logits drift in `none`: in 1 of 7 runs" in text
+    assert "learning rate 1 it goes from" in text
+    assert "to -300." in text
+    assert "Output logits do not drift in `qk_norm`" in text
+
+
+@pytest.mark.parametrize(("status", "word"), [("failed", "3 failed"), ("interrupted", "3 interrupted")])
+def test_missing_runs_are_said(tmp_path: Path, status: str, word: str) -> None:
+    def cut(run: Planned) -> Planted:
+        planted = plausible(run)
+        return Planted(**vars(planted) | {"status": status}) if run.lr == 1.0 and run.arm == "none" else planted
+
+    text = "\n".join(findings(tmp_path / "s", plant=cut))
+    assert f"3 of 42 runs are left out: {word}." in text
+    assert "3 of 6 loss curves lack learning rates" in text
+
+
+def test_runs_that_never_started_are_said(tmp_path: Path) -> None:
+    folder = fabricate_study(tmp_path / "s", steps=40, sizes=[(32, 2)])
+    gone = next((folder / "runs").iterdir())
+    for path in sorted(gone.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    gone.rmdir()
+    assert "1 of 14 planned runs have not started." in findings(folder)
+
+
+def test_nothing_finished(tmp_path: Path) -> None:
+    found = findings(tmp_path / "s", sizes=[(32, 2)], plant=lambda run: Planted(final=2.0, status="running", steps=10))
+    assert found == ["No run has finished with a held-out loss yet (14 running): nothing can be concluded."]
+
+
+def test_the_bigram_clause_that_is_off_is_said(tmp_path: Path) -> None:
+    text = "\n".join(findings(tmp_path / "s", sizes=[(32, 2)], plant=lambda run: Planted(final=2.4)))
+    assert "In 2 loss curves no run clearly beats the count bigram" in text
+
+
+def test_other_data_is_said(tmp_path: Path) -> None:
+    small = {"arms": ["none"], "sizes": [(32, 2)], "steps": 40}
+    one = fabricate_study(tmp_path / "a", **small)  # type: ignore[arg-type]
+    other = fabricate_study(tmp_path / "b", **small, data_hash="0123456789")  # type: ignore[arg-type]
+    tables = analyse([one, other])
+    text = "\n".join(finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth))
+    assert "Not all runs saw the same tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ({"arms": ["none"], "sizes": [(32, 2)], "lrs": [1e-2]}, "One run (`none`, 32×2"),
+        ({"arms": ["none"], "lrs": [1e-2]}, "Whether the instability shows in `none` at 96×4"),
+        ({"arms": ["qk_norm"]}, "The instability shows in `qk_norm`"),
+        ({"arms": ["qk_norm", "z_loss"], "sizes": [(64, 3)]}, "The instability shows in `qk_norm`"),
+    ],
+)
+def test_any_shape_of_study(tmp_path: Path, options: dict[str, object], start: str) -> None:
+    found = findings(tmp_path / "s", **options)
+    assert found[0].startswith(start)
+    assert all(text.endswith(".") and "nan" not in text and "None" not in text for text in found)
+
+
+def test_a_run_without_monitors_still_has_findings(tmp_path: Path) -> None:
+    folder = fabricate_study(tmp_path / "s", arms=["none"], sizes=[(32, 2)], lrs=[1e-2, 1e-1], steps=40)
+    for run in (folder / "runs").iterdir():
+        rows = RunFolder(run).metrics()
+        (run / "metrics.jsonl").unlink()
+        log = RunFolder(run)
+        for row in rows:
+            log.append_metrics({k: v for k, v in row.items() if k == "step" or k.startswith("loss/")})
+        log.close()
+    found = findings(folder)
+    assert "Attention logits were not recorded." in found
+    assert "Output logits were not recorded." in found
+
+
+def test_every_number_moves_with_the_record(tmp_path: Path) -> None:
+    """The same study with another planted strength has no sentence with a number in common."""
+
+    def stronger(run: Planned) -> Planted:
+        planted = plausible(run)
+        return Planted(final=planted.final * 1.1, max_logit=planted.max_logit * 7, log_z=planted.log_z + 30)
+
+    plants: list[Callable[[Planned], Planted]] = [plausible, stronger]
+    one, other = (findings(tmp_path / plant.__name__, plant=plant, seeds=[0, 1, 2]) for plant in plants)
+    same = set(one) & set(other)
+    assert all("such intervals" in text or "stays stable" in text for text in same)
