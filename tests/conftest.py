@@ -1,6 +1,10 @@
 """Shared fixtures. Nothing here touches the user's own cache: tokens are cached below pytest's temporary folder."""
 
 import os
+
+# Parallel tests share the cores; a thread pool in each of them makes the suite several times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -69,9 +69,12 @@ def test_an_interval_that_holds_zero_is_said_to(tmp_path: Path) -> None:
 
 def test_attention_logits_compare_at_one_point_and_name_the_critical_line(tmp_path: Path) -> None:
     text = next(t for t in findings(tmp_path / "s") if t.startswith("Largest attention logit"))
-    assert "at 96×4 (442,368 parameters) and learning rate 1: 2,140,000 in `none` (growing as N^0.50" in text
-    assert "63.4 in `qk_norm`" in text
-    assert text.endswith("saw every run diverge: `none`.")
+    assert "at 96×4 (442,368 parameters) and learning rate 0.03: 7,840 in `none` (growing as N^0.50" in text
+    assert text.endswith("saw every run diverge: no arm here.")
+    far = next(t for t in findings(tmp_path / "f", lrs=[0.01, 1.0]) if t.startswith("Largest attention logit"))
+    assert "learning rate 1: 2,140,000 in `none`" in far
+    assert "63.4 in `qk_norm`" in far
+    assert far.endswith("saw every run diverge: `none`.")
 
 
 def test_nonfinite_attention_logits_are_counted(tmp_path: Path) -> None:

@@ -227,20 +227,11 @@ def test_settings_may_be_given_together_or_apart(out: Path, capsys: pytest.Captu
     }
 
 
-def test_a_study_end_to_end_and_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "study",
-        "--out",
-        str(out),
-        *TINY,
-        "--interventions",
-        "none",
-        "qk_norm",
-        "--lrs",
-        "1e-3",
-        "1e-2",
-        "1e-1",
-    ]
+def test_a_study_end_to_end_and_again(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ["--interventions", "none", "qk_norm", "--lrs", "1e-3", "1e-2", "1e-1"]
+    arguments = ["study", "--out", str(out), *TINY, *grid]
     assert run(*arguments, "--json") == 0
     said = capsys.readouterr()
     facts = json.loads(said.out)
@@ -253,17 +244,21 @@ def test_a_study_end_to_end_and_again(out: Path, capsys: pytest.CaptureFixture[s
     assert (out / "report.html").stat().st_size > 0
     header = (out / "tables/runs.csv").read_text().splitlines()[0]
     assert header.startswith("run_id,arm,interventions,width,depth,heads,params,lr,seed,status,outcome,steps,tokens")
-    stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
+    files_of_runs = [path for path in out.glob("runs/*/*") if path.name != "lock"]
+    stamps = [path.stat().st_mtime_ns for path in files_of_runs]
 
+    pages: list[object] = []  # a page takes seconds to write; one was written above
+    monkeypatch.setattr("foreshock.report.page.write_report", lambda *given: pages.append(given) or out / "page")
     assert run(*arguments) == 0
     said = capsys.readouterr()
     assert "6 finished already" in said.out
-    assert str(out / "report.html") in said.out.replace("\n", "")
-    after = {path: path.stat().st_mtime_ns for path in stamps if path.name != "lock"}
-    assert after == {path: stamp for path, stamp in stamps.items() if path.name != "lock"}
+    assert "report.html" in said.out
+    assert [path.stat().st_mtime_ns for path in files_of_runs] == stamps
 
-    assert run("report", str(out), "--json") == 0
-    assert json.loads(capsys.readouterr().out)["runs"] == 6
+    assert run("report", str(out), "--out", "page.html", "--figures", "svg", "pdf", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["runs"], facts["report"]) == (6, str(out / "page"))
+    assert pages == [([out],), ([out], Path("page.html"), ("svg", "pdf"))]
 
 
 def test_one_run_from_a_config_file(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,8 @@ def test_run_id_changes_with_the_bits(path_value: tuple[str, object]) -> None:
         ("z_loss:weight=1e-3", "z_loss:weight=0.001"),
         ("qk_norm+optim.weight_decay=0", "qk_norm+optim.weight_decay=0"),
         ("optim.weight_decay=1e-4", "none"),
+        ("model.mlp=swiglu", "model.mlp=swiglu"),
+        ("model.mlp=gelu:expansion=2", "model.mlp=gelu:expansion=2"),
         ("z_loss:weight=1e+1+optim.eps=1e-15", "z_loss:weight=10+optim.eps=1e-15"),
     ],
 )

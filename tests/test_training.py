@@ -1,5 +1,6 @@
 """The step and the loop: what changes the bits, and what must not."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -196,6 +197,6 @@ def test_mean_loss_covers_every_step_since_the_last_row(make_folder: Make) -> No
     first.run(stop=lambda: first.progress.step >= 8)
     loop_in(sparse).run()
     rows = sparse.metrics()
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in itertools.pairwise(rows):
         covered = losses[before["step"] : row["step"]]
         assert row["loss/train_mean"] == pytest.approx(sum(covered) / len(covered), rel=1e-6)

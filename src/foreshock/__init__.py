@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foreshock.analysis.sensitivity import lr_sensitivity as lr_sensitivity
     from foreshock.analysis.tables import read_runs as read_runs
+    from foreshock.core.arms import Arm as Arm
     from foreshock.studies import run_study as run_study
     from foreshock.study import recipes as recipes
+    from foreshock.study.grid import Size as Size
     from foreshock.study.grid import Study as Study
 
 _PUBLIC = {
+    "Arm": "foreshock.core.arms:Arm",
+    "Size": "foreshock.study.grid:Size",
     "Study": "foreshock.study.grid:Study",
     "lr_sensitivity": "foreshock.analysis.sensitivity:lr_sensitivity",
     "read_runs": "foreshock.analysis.tables:read_runs",
@@ -23,7 +27,7 @@ _PUBLIC = {
 }
 """Where each public name lives."""
 
-__all__ = ["Study", "__version__", "lr_sensitivity", "read_runs", "recipes", "run_study", "testing"]
+__all__ = ["Arm", "Size", "Study", "__version__", "lr_sensitivity", "read_runs", "recipes", "run_study", "testing"]
 
 
 def __getattr__(name: str) -> Any:

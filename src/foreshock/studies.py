@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from foreshock.core.run_folder import FINISHED
 from foreshock.study.grid import Study
 from foreshock.study.launchers.base import Launcher
 from foreshock.study.plan import Plan, make_plan
@@ -33,7 +34,7 @@ def run_study(
         UserError: something given cannot work; nothing in `out` was touched.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the runs in progress were checkpointed and the report written.
     """
-    result = finish(make_plan(study, out, workers), launcher=launcher, on_progress=on_progress)
+    result, _ = finish(make_plan(study, out, workers), launcher=launcher, on_progress=on_progress)
     if result.interrupted:
         raise KeyboardInterrupt
     return result
@@ -41,13 +42,15 @@ def run_study(
 
 def finish(
     plan: Plan, *, launcher: Launcher | None = None, on_progress: Callable[[Progress], None] = lambda progress: None
-) -> StudyResult:
-    """Run a plan, and write tables and report of what is there, also after an interruption."""
+) -> tuple[StudyResult, list[str]]:
+    """Run a plan, and write tables and report of what is there, also after an interruption; gives the findings too."""
+    from foreshock.analysis.findings import finding
     from foreshock.analysis.tables import write_tables
     from foreshock.report.page import write_report
 
     result = run_plan(plan, launcher=launcher, on_progress=on_progress)
-    if any(result.finished.get(status) for status in ("done", "diverged")):
-        write_tables(result.out)
-        write_report([result.out])
-    return result
+    if not any(result.finished.get(status) for status in FINISHED):
+        return result, []
+    tables = write_tables(result.out)
+    write_report([result.out])
+    return result, finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth)

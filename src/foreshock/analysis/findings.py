@@ -146,7 +146,7 @@ def _limit(curves: pl.DataFrame) -> str:
 
 
 def _attention(finished: pl.DataFrame, growth: pl.DataFrame) -> list[str]:
-    """The largest attention logit per arm at the largest size and the highest learning rate that all arms share."""
+    """The largest attention logit per arm, where they can be compared at a glance."""
     known = finished.filter(pl.col("max_attention_logit").is_not_null())
     if known.is_empty():
         return ["Attention logits were not recorded."]
@@ -160,11 +160,20 @@ def _attention(finished: pl.DataFrame, growth: pl.DataFrame) -> list[str]:
 
 
 def _shared_point(finite: pl.DataFrame) -> pl.DataFrame | None:
-    """The runs at the largest size and then highest LR at which every arm has a finite logit."""
+    """The runs of every arm at the largest size, at the lowest LR at which one of them went wrong.
+
+    The highest LR they share if none did: far beyond the edge every logit is huge, and says little.
+    """
     point = ["params", *_SIZE, "lr"]
     arms = finite["arm"].n_unique()
-    shared = finite.group_by(point).agg(pl.col("arm").n_unique()).filter(pl.col("arm") == arms).sort(point)
-    return None if shared.is_empty() else finite.join(shared.tail(1).select(point), on=point, nulls_equal=True)
+    wrong = pl.col("outcome").is_in(["degraded", "diverged"]).any()
+    shared = finite.group_by(point).agg(pl.col("arm").n_unique(), wrong=wrong).filter(pl.col("arm") == arms)
+    if shared.is_empty():
+        return None
+    here = shared.filter(pl.col("params") == pl.col("params").max()).sort("lr")
+    went_wrong = here.filter("wrong")
+    chosen = here.tail(1) if went_wrong.is_empty() else went_wrong.head(1)
+    return finite.join(chosen.select(point), on=point, nulls_equal=True)
 
 
 def _compare_logits(here: pl.DataFrame, growth: pl.DataFrame) -> str:

@@ -52,8 +52,8 @@ class Study:
     """Arms: none, qk_norm, qk_norm+z_loss, z_loss:weight=1e-3, qk_norm+optim.weight_decay=0."""
     data: Annotated[str | None, _shown_as("SOURCE")] = None
     """Corpus: local-python, synthetic-v1, a .txt, .jsonl or .bin file, or a directory."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes CUDA if torch can. CUDA means bf16 and torch.compile."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to train; cuda means bf16 and torch.compile, which pays off from some millions of parameters."""
     set: Settings = ()
     """path.to.field=value: change the base recipe for all arms."""
     vary: Settings = ()
@@ -80,10 +80,10 @@ class Study:
                 print_json(plan_facts(plan))
             return 0
         with Display(screen) as display:
-            result = finish(plan, on_progress=display)
+            result, findings = finish(plan, on_progress=display)
         if self.json:
-            print_json(result_facts(result))
-        show_result(result, screen)
+            print_json(result_facts(result, findings))
+        show_result(result, findings, screen)
         if result.interrupted:
             raise KeyboardInterrupt
         return 1 if result.failures else 0
@@ -115,10 +115,9 @@ class Study:
 
         from foreshock.core.config import replace_at
         from foreshock.proxy.data.source import parse_source
-        from foreshock.study import machine
         from foreshock.study.grid import override
 
-        if self.device == "cuda" or (self.device == "auto" and machine.cuda_devices()):
+        if self.device == "cuda":
             base = replace(base, runtime=replace(base.runtime, device="cuda", precision="bf16", compile=True))
         given = {
             "train.steps": self.steps,
@@ -165,7 +164,7 @@ def runs_by_arm_and_size(plan: "Plan") -> dict[str, dict[str, int]]:
     return counts
 
 
-def show_result(result: "StudyResult", screen: "Console") -> None:
+def show_result(result: "StudyResult", findings: list[str], screen: "Console") -> None:
     """What failed and why, what was found, and where the report is."""
     from rich.text import Text
 
@@ -177,21 +176,10 @@ def show_result(result: "StudyResult", screen: "Console") -> None:
         screen.print(Text(failure.log_tail, "dim"), soft_wrap=True)
     counts = ", ".join(f"{number} {status}" for status, number in result.finished.items())
     screen.print(f"{counts} of {result.runs} runs in {duration(result.seconds)}")
-    for sentence in findings_of(result):
+    for sentence in findings:
         screen.print(Text(f"• {sentence}"))
     if (result.out / "report.html").exists():
         screen.print(Text.assemble("report: ", (str(result.out / "report.html"), "bold")), soft_wrap=True)
-
-
-def findings_of(result: "StudyResult") -> list[str]:
-    """What the tables of the study's folder say."""
-    from foreshock.analysis.findings import finding
-    from foreshock.analysis.tables import analyse
-
-    if not (result.out / "tables").exists():
-        return []
-    tables = analyse(result.out)
-    return finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth)
 
 
 def plan_facts(plan: "Plan") -> dict[str, Any]:
@@ -208,7 +196,7 @@ def plan_facts(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def result_facts(result: "StudyResult") -> dict[str, Any]:
+def result_facts(result: "StudyResult", findings: list[str]) -> dict[str, Any]:
     """A result as JSON."""
     report = result.out / "report.html"
     return {
@@ -219,5 +207,5 @@ def result_facts(result: "StudyResult") -> dict[str, Any]:
         "failures": [{"run_id": f.run_id, "run": f.label, "reason": f.reason} for f in result.failures],
         "interrupted": result.interrupted,
         "wall_s": result.seconds,
-        "findings": findings_of(result),
+        "findings": findings,
     }

@@ -1,10 +1,11 @@
 """Arms: the one name for everything that distinguishes a curve besides size, learning rate and seed."""
 
+import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any
 
 from foreshock.core import plugins
-from foreshock.core.config import Spec, flatten, format_value, parse_value, replace_at, to_json
+from foreshock.core.config import Spec, format_value, parse_value, replace_at, to_json
 from foreshock.core.run_config import RunConfig, check_conflicts
 
 AXES = ("model.width", "model.depth", "model.heads", "optim.lr", "train.seed")
@@ -55,20 +56,30 @@ def interventions_name(config: RunConfig) -> str:
 
 def arm_name(config: RunConfig, base: RunConfig) -> str:
     """The canonical difference of a run from a base recipe: interventions, then overrides, sorted; `none` if equal."""
-    ours, theirs = flatten(to_json(_outside(config))), flatten(to_json(_outside(base)))
+    ours, theirs = _settings(_outside(config)), _settings(_outside(base))
     added = [s for s in config.interventions if s not in base.interventions]
     parts = sorted(str(plugins.shorten("interventions", s)) for s in added)
-    parts += [
-        f"{path}={format_value(ours.get(path))}"
-        for path in sorted(ours.keys() | theirs.keys())
-        if path not in AXES and ours.get(path) != theirs.get(path)
-    ]
+    parts += [f"{path}={ours[path]}" for path in sorted(ours) if path not in AXES and ours[path] != theirs[path]]
     return "+".join(parts) or "none"
 
 
 def _outside(config: RunConfig) -> RunConfig:
     """The config without what an arm never names: interventions (named apart) and the record."""
     return replace(config, interventions=(), record=RunConfig().record)
+
+
+def _settings(config: Any, prefix: str = "") -> dict[str, str]:
+    """Every setting by dotted path, as it would be written on a command line; plug-ins without their defaults."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{prefix}{field.name}"
+        if isinstance(value, Spec):
+            found[path] = str(plugins.shorten(field.metadata["family"], value))
+        elif dataclasses.is_dataclass(value):
+            found |= _settings(value, f"{path}.")
+        else:
+            found[path] = format_value(to_json(value))
+    return found
 
 
 def _split_parts(text: str) -> list[str]:

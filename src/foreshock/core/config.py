@@ -198,23 +198,14 @@ def _replace_at(config: C, names: list[str], value: Json, path: str) -> C:
     return cast(C, dataclasses.replace(cast(Any, config), **{names[0]: new}))
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Json]:
-    """The leaves of a config by dotted path; a Spec and a tuple are leaves.
+def flatten(record: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
+    """The leaves of nested objects by dotted path; an empty object is a leaf.
 
     >>> flatten({"optim": {"lr": 0.1}})
     {'optim.lr': 0.1}
     """
-    items = (
-        {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        if dataclasses.is_dataclass(config)
-        else config
-    )
     leaves: dict[str, Json] = {}
-    for key, value in items.items():
-        path = f"{prefix}{key}"
-        nested = dataclasses.is_dataclass(value) and not isinstance(value, Spec)
-        if nested or (isinstance(value, Mapping) and value):
-            leaves |= flatten(value, f"{path}.")
-        else:
-            leaves[path] = value
+    for key, value in record.items():
+        nested = isinstance(value, Mapping) and value
+        leaves |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return leaves

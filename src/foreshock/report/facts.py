@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from foreshock.analysis.metrics import FoundRun
-from foreshock.core.config import flatten, format_value
+from foreshock.core.config import Spec, flatten, format_value
 from foreshock.core.run_folder import FINISHED
 from foreshock.proxy.data.prepare import compare_manifests
 
@@ -33,7 +33,7 @@ def settings(records: Iterable[Mapping[str, Any]]) -> list[Setting]:
     """
     found: dict[str, dict[str, Any]] = {}
     for record in records:
-        for path, value in flatten(record).items():
+        for path, value in flatten(_with_specs(record)).items():
             found.setdefault(path, {})[_text(value)] = value
     return [Setting(path=path, values=_in_order(values)) for path, values in found.items()]
 
@@ -83,15 +83,16 @@ def warnings(runs: pl.DataFrame, manifests: Sequence[Mapping[str, Any]], planned
     for other in data[1:]:
         how = "; ".join(compare_manifests(data[0], other))
         found.append(
-            f"The compared runs were trained on different data ({how}). Arms named data_hash={other['hash'][:8]} do not "
-            "compare with the others in loss."
+            f"The compared runs were trained on different data ({how}). Arms named data_hash={other['hash'][:8]} "
+            "do not compare with the others in loss."
         )
-    unfinished = runs.filter(~pl.col("status").is_in(FINISHED))["status"].value_counts(sort=True).rows()
+    unfinished = runs.filter(~pl.col("status").is_in(FINISHED)).group_by("status").len().sort("status").rows()
     missing = planned - runs.height
     parts = [f"{count} {status}" for status, count in unfinished] + ([f"{missing} not started"] if missing else [])
     if parts:
         finished = runs.filter(pl.col("status").is_in(FINISHED)).height
-        found.append(f"{finished} of {planned} runs have finished ({', '.join(parts)}). What follows rests on those.")
+        rest = " What follows rests on those." if finished else ""
+        found.append(f"{finished} of {planned} runs have finished ({', '.join(parts)}).{rest}")
     return found
 
 
@@ -107,10 +108,21 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _with_specs(value: Any) -> Any:
+    """A record with its plug-ins as `Spec`, so that each reads as one value."""
+    if isinstance(value, Mapping):
+        if set(value) == {"name", "options"}:
+            return Spec(value["name"], value["options"])
+        return {key: _with_specs(item) for key, item in value.items()}
+    return [_with_specs(item) for item in value] if isinstance(value, list) else value
+
+
 def _text(value: Any) -> str:
     """A config or manifest value as a person reads it."""
-    if isinstance(value, Mapping) and set(value) == {"name", "options"}:
-        return str(value["name"]) + "".join(f" {k}={format_value(v)}" for k, v in value["options"].items())
-    if isinstance(value, list | tuple):
-        return (" " if all(isinstance(v, str) for v in value) else ", ").join(_text(v) for v in value) or "none"
+    if isinstance(value, Spec):
+        return str(value)
+    if isinstance(value, list):
+        return " ".join(_text(item) for item in value) or "none"
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
     return "none" if value is None else format_value(value)

@@ -90,22 +90,23 @@ def _quantity(quantity: Quantity) -> Figure:
 SECTIONS = (
     Section(
         title="Loss",
-        text="A model that trains stably has a wide, flat valley. Instability lifts the right-hand side of it, the more "
-        "so the larger N. Lines run through the mean over seeds; every mark is one run.",
+        text="A model that trains stably has a wide, flat valley. Instability lifts the right-hand side of it, the "
+        "more so the larger N. Lines run through the mean over seeds; every mark is one run.",
         figures=(
             Figure(
                 name="loss_vs_lr",
                 title="Loss against learning rate",
-                caption="Held-out cross-entropy at the end. The bigram line is what counting pairs of tokens achieves.",
+                caption="Held-out cross-entropy at the end. The bigram line is the loss of a model "
+                "that knows the counts of token pairs and nothing else.",
                 draw=lambda m: loss_vs_lr(m.runs),
             ),
         ),
     ),
     Section(
         title="Learning-rate sensitivity",
-        text="S is the mean, over the learning rates tried, of the loss above the best one. Its under-training part comes "
-        "from rates below the best, too slow for the steps given. Only its instability part, from the best rate upward, "
-        "speaks of instability. The two add up to S.",
+        text="S is the mean, over the learning rates tried, of the loss above the best one. Its under-training part "
+        "comes from rates below the best, too slow for the steps given. Only its instability part, from the best rate "
+        "upward, speaks of instability. The two add up to S.",
         figures=(
             Figure(
                 name="sensitivity_vs_size",
@@ -117,8 +118,8 @@ SECTIONS = (
     ),
     Section(
         title="Attention logits",
-        text="The largest q·k, scaled and before any cap, in any layer at any logged step. Far above 1e2 the softmax is "
-        "one-hot, its gradient vanishes, and attention stops learning.",
+        text="The largest q·k, scaled and before any cap, in any layer at any logged step. Far above 1e2 the softmax "
+        "is one-hot, its gradient vanishes, and attention stops learning.",
         figures=(
             Figure(
                 name="attention_logit_vs_lr",
@@ -147,7 +148,7 @@ SECTIONS = (
     ),
     Section(
         title="Training curves",
-        text="One line a run, for the size chosen below the panels. Point at a line to follow that run in every panel; "
+        text="One line a run, for the size chosen above the panels. Point at a line to follow that run in every panel; "
         "click learning rates in the legend to isolate them (shift-click adds one, a click beside them shows all).",
         figures=(
             Figure(

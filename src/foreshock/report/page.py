@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ _TEXT_SECTIONS = (
     ("environment", "Versions"),
     ("compute", "Compute"),
 )
+_GLOBALS = "window.vegaEmbed = vegaEmbed;"
+"""What the page's own script uses of the bundled library."""
 
 
 def write_report(dirs: Sequence[Path], out: Path | None = None, figures: Sequence[str] = ()) -> Path:
@@ -89,7 +92,7 @@ def render(material: Material, found: Sequence[str], folders: Sequence[Path]) ->
         contents=contents,
         table=run_table(material.runs),
         charts_json=embedded({name: spec for name, spec in specs.items() if spec is not None}),
-        vega=Markup(vl_convert.javascript_bundle(vl_version=VEGA_LITE)),  # trusted: the library's own code
+        vega=_vega(),
         **_facts(material.runs, find_runs(folders)),
     )
 
@@ -136,7 +139,7 @@ def _tiles(runs: pl.DataFrame, costs: pl.DataFrame, planned: int) -> list[tuple[
     if costs.is_empty():
         return tiles
     total = costs.row(-1, named=True)
-    return [*tiles, ("Tokens", short_count(total["tokens"])), ("Time in runs", facts.duration(total["wall_s"]))]
+    return [*tiles, ("Tokens", short_count(total["tokens"])), ("Time, all runs", facts.duration(total["wall_s"]))]
 
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -145,6 +148,12 @@ def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
         *(row["size"], f"{row['runs']:,}", f"{row['steps']:,}", short_count(row["tokens"])),
         *(flops, facts.duration(row["wall_s"])),
     )
+
+
+@cache
+def _vega() -> Markup:
+    """The libraries that draw the charts, as one script; trusted, since it is their own code."""
+    return Markup(vl_convert.javascript_bundle(_GLOBALS, VEGA_LITE))
 
 
 def _template() -> jinja2.Template:

@@ -1,6 +1,7 @@
 """Tables made ready to draw: size labels, marks, order, and values that a chart can place."""
 
 import math
+from collections.abc import Iterable
 
 import polars as pl
 
@@ -62,3 +63,13 @@ def with_place(table: pl.DataFrame, column: str, *, log: bool) -> pl.DataFrame:
         return table.clear().with_columns(value=pl.lit(None, dtype=pl.Float64))
     value = pl.when(pl.col(column).is_finite()).then(pl.col(column)).otherwise(max(possible))
     return table.with_columns(value=value.clip(min(possible), max(possible)))
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The mean of positive numbers on a log scale.
+
+    >>> round(geometric_mean([1.0, 100.0]), 9)
+    10.0
+    """
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))

@@ -52,8 +52,27 @@ COLUMNS = 3
 """Panels side by side in a static figure; more wrap."""
 SPACING = {"column": 92, "row": 84}
 """Pixels between the plots of panels: room for the axis of one and the labels of level lines of the other."""
+LEGEND_ROOM = 760
+"""Pixels that the entries of a legend have in a static figure; the page sets what it has."""
 DIGITS = 5
 """Significant digits of a number in the page: more than a chart can show."""
+
+
+_AXIS = {
+    "titleFontWeight": "normal",
+    "titlePadding": 8,
+    "labelOverlap": "greedy",
+    "labelSeparation": 4,
+    "domain": False,
+}
+_LEGEND = {
+    "orient": "top",
+    "titleOrient": "left",
+    "titleFontWeight": 600,
+    "labelLimit": 320,
+    "columnPadding": 14,
+    "layout": {"top": {"anchor": "start", "direction": "vertical", "margin": 6}},
+}
 
 
 def config(mode: Mode) -> dict[str, Any]:
@@ -65,20 +84,12 @@ def config(mode: Mode) -> dict[str, Any]:
         "background": colours["paper"],
         "font": FONT,
         "padding": 5,
-        "params": [{"name": name, "value": hue} for name, hue in colours.items()],
+        "params": [{"name": name, "value": value} for name, value in (colours | {"room": LEGEND_ROOM}).items()],
         "view": {"stroke": grid},
-        "axis": {
-            **text,
-            **{"titleFontWeight": "normal", "titlePadding": 8, "labelOverlap": "greedy", "labelSeparation": 4},
-            **{"gridColor": grid, "tickColor": grid, "domain": False},
-        },
+        "axis": text | _AXIS | {"gridColor": grid, "tickColor": grid},
         "axisY": {"minExtent": 38},
-        "legend": {
-            **text,
-            **{"orient": "top", "titleOrient": "left", "titleFontWeight": 600, "labelLimit": 320, "columnPadding": 14},
-            "layout": {"top": {"anchor": "start", "direction": "vertical", "margin": 6}},
-        },
-        "title": {"color": ink, "anchor": "start", "fontSize": 12, "fontWeight": 600, "offset": 8},
+        "legend": text | _LEGEND,
+        "title": {"color": ink, "anchor": "start", "fontSize": 12, "fontWeight": 600, "offset": 8, "limit": 250},
         "range": {
             "ordinal": {"scheme": "viridis", "extent": SIZE_RANGE[mode]},
             "ramp": {"scheme": "plasma", "extent": LR_RANGE[mode]},
@@ -124,25 +135,26 @@ def step_axis(steps: Iterable[int]) -> alt.X:
     return alt.X("step:Q", title="step", scale=scale, axis=alt.Axis(tickCount=6, grid=False))
 
 
-def value_axis(title: str, values: Sequence[float], scale: Scale = "linear") -> alt.Y:
+def value_axis(title: str, values: Iterable[float], scale: Scale = "linear") -> alt.Y:
     """The vertical axis of the column `value`, wide enough for the values given."""
+    span = _span(values)
     if scale == "log":
-        axis = alt.Axis(values=log_ticks(min(values), max(values)), labelExpr=_SHORT_POWER)
-        return alt.Y("value:Q", title=title, scale=_log_scale(values), axis=axis)
-    span = alt.Scale(domain=_span(values), padding=14)
-    return alt.Y("value:Q", title=title, scale=span, axis=alt.Axis(tickCount=6))
+        axis = alt.Axis(values=log_ticks(*span), labelExpr=_SHORT_POWER)
+        return alt.Y("value:Q", title=title, scale=_log_scale(span), axis=axis)
+    return alt.Y("value:Q", title=title, scale=alt.Scale(domain=span, padding=14), axis=alt.Axis(tickCount=6))
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten over the range; with 2 and 5 of each decade where it spans less than two.
+    """Powers of ten over the range, and round numbers between them where it spans less than two.
 
     >>> log_ticks(3.0, 2e5)
     [1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0, 1000000.0]
-    >>> log_ticks(0.4, 3.0)
+    >>> log_ticks(0.4, 10.0)
     [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
     """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    parts = (1, 2, 5) if math.log10(high / low) < 2 else (1,)
+    decades = math.log10(high / low)
+    parts = (1, 1.5, 2, 3, 4, 6, 8) if decades < 0.8 else (1, 2, 5) if decades < 2 else (1,)
     ticks = [float(f"{part}e{power}") for power in range(first, last) for part in parts]
     return [*ticks, 10.0**last]
 
@@ -150,14 +162,17 @@ def log_ticks(low: float, high: float) -> list[float]:
 def by_size(runs: pl.DataFrame) -> alt.Stroke:
     """The colour of a size: viridis, ordered by N."""
     sizes = runs.sort("params")["size"].unique(maintain_order=True).to_list()
-    legend = alt.Legend(symbolType="stroke", symbolSize=250, symbolStrokeWidth=3)
+    legend = alt.Legend(symbolType="stroke", symbolSize=250, symbolStrokeWidth=3, columns=_columns(sizes))
     return alt.Stroke("size:O", title="Width × depth (N)", sort=sizes, scale=alt.Scale(domain=sizes), legend=legend)
 
 
 def by_lr(runs: pl.DataFrame) -> alt.Stroke:
     """The colour of a peak learning rate: plasma, from low to high."""
     lrs = sorted(set(runs["lr"]))
-    legend = alt.Legend(symbolType="stroke", symbolSize=250, symbolStrokeWidth=3, labelExpr=_SHORT_POWER)
+    columns = _columns([f"{lr:g}" for lr in lrs])
+    legend = alt.Legend(
+        symbolType="stroke", symbolSize=250, symbolStrokeWidth=3, labelExpr=_SHORT_POWER, columns=columns
+    )
     return alt.Stroke("lr:O", title="Peak LR", scale=alt.Scale(domain=lrs, range="ramp"), legend=legend)
 
 
@@ -167,20 +182,18 @@ def by_outcome(runs: pl.DataFrame) -> tuple[alt.Shape, alt.Fill]:
     names = [name for name in MARKS if name in usual or name in seen]
     shapes = alt.Scale(domain=names, range=[MARKS[name][0] for name in names])
     fills = alt.Scale(domain=names, range=[MARKS[name][1] for name in names])
-    title = "Outcome"
-    return (
-        alt.Shape("mark:N", title=title, scale=shapes),
-        alt.Fill("mark:N", title=title, scale=fills),
-    )
+    legend = alt.Legend(title="Outcome", columns=_columns(names))
+    return alt.Shape("mark:N", scale=shapes, legend=legend), alt.Fill("mark:N", scale=fills, legend=legend)
 
 
 def by_arm(arms: Sequence[str]) -> tuple[alt.Color, alt.Shape]:
     """Colour and shape of an arm."""
     colours = [ARM_COLOURS[i % len(ARM_COLOURS)] for i in range(len(arms))]
     shapes = [ARM_SHAPES[i % len(ARM_SHAPES)] for i in range(len(arms))]
+    legend = alt.Legend(title="Arm", columns=_columns(arms))
     return (
-        alt.Color("arm:N", title="Arm", scale=alt.Scale(domain=list(arms), range=colours)),
-        alt.Shape("arm:N", title="Arm", scale=alt.Scale(domain=list(arms), range=shapes)),
+        alt.Color("arm:N", scale=alt.Scale(domain=list(arms), range=colours), legend=legend),
+        alt.Shape("arm:N", scale=alt.Scale(domain=list(arms), range=shapes), legend=legend),
     )
 
 
@@ -194,8 +207,7 @@ def number_label(value: float) -> str:
 
 
 _SHORT_POWER = (
-    "datum.value >= 0.01 && datum.value < 100 ? format(datum.value, '~g') : "
-    "replace(format(datum.value, '~e'), '+', '')"
+    "datum.value >= 0.01 && datum.value < 100 ? format(datum.value, '~g') : replace(format(datum.value, '~e'), '+', '')"
 )
 
 
@@ -207,3 +219,9 @@ def _span(values: Iterable[float]) -> list[float]:
 
 def _log_scale(values: Iterable[float]) -> alt.Scale:
     return alt.Scale(type="log", domain=_span(values), padding=14)
+
+
+def _columns(labels: Sequence[str]) -> alt.ExprRef:
+    """As many columns of a legend as there is room for: about 6.5 pixels a letter, and a symbol before each label."""
+    entry = round(6.5 * max(map(len, labels))) + 36
+    return alt.ExprRef(f"max(1, floor(room / {entry}))")

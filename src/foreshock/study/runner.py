@@ -153,7 +153,7 @@ class _Schedule:
 
     def __post_init__(self) -> None:
         self.pending = list(self.plan.runs)
-        self.started = time.monotonic()
+        self.started = self.first_work = time.monotonic()
         measured = measure(self.plan.folder.wall_times())
         self.cost = {run.run_id: expected_seconds(run.config, measured) for run in self.plan.runs}
 
@@ -251,8 +251,10 @@ class _Schedule:
         shares = [(self.cost[a.run.run_id], c.step / c.steps, a.done_before) for a, c in parts]
         left = sum(self.cost[run.run_id] for run in self.pending) + sum(cost * (1 - now) for cost, now, _ in shares)
         worked = self.worked + sum(cost * max(0.0, now - before) for cost, now, before in shares)
-        elapsed, slots = time.monotonic() - self.started, self.launcher.slots
-        speed = (worked + PRIOR * slots) / (elapsed + PRIOR)
+        if worked == 0:
+            self.first_work = time.monotonic()  # what the slots take to start up says nothing of their speed
+        elapsed = time.monotonic() - self.first_work
+        speed = (worked + PRIOR * self.launcher.slots) / (elapsed + PRIOR)
         self.reported = time.monotonic()
         self.on_progress(
             Progress(

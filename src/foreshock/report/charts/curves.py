@@ -12,6 +12,8 @@ from foreshock.report.prepare import with_place
 
 MAX_POINTS = 5000
 """Points of one quantity above which curves are thinned."""
+REACH = 300
+"""Square pixels around a logged step in which it can be pointed at."""
 MIN_POINTS_A_RUN = 12
 """Points that a thinned curve keeps at least."""
 
@@ -29,16 +31,15 @@ class Row:
 
 
 ROWS = (
-    Row(key="loss/train", axis="training loss (nats per token)", scale="linear"),
+    Row(key="loss/train", axis="training loss (nats per token)", scale="log"),
     Row(key="attention_logits/max", axis="max attention logit", scale="log"),
     Row(key="norms/grad_norm", axis="gradient norm (L2)", scale="log"),
 )
 """The loss, and what moves before it does."""
 
 
-POINTED = alt.selection_point(
-    name="pointed", fields=["run_id"], on="pointerover", nearest=True, clear="pointerout"
-)
+# Not `nearest`: Vega-Lite's tooltips of text fields are wrong over the cells that it adds.
+POINTED = alt.selection_point(name="pointed", fields=["run_id"], on="pointerover", clear="pointerout")
 """The run pointed at, in whichever panel."""
 PICKED = alt.selection_point(name="picked_lr", fields=["lr"], bind="legend")
 """The learning rates clicked in the legend; none is all."""
@@ -53,15 +54,20 @@ def training_curves(runs: pl.DataFrame, metrics: pl.LazyFrame) -> alt.VConcatCha
     if not rows:
         return None
     sizes = runs.sort("params")["size"].unique(maintain_order=True).to_list()
-    shown = alt.param(name="shown_size", value=sizes[-1], bind=alt.binding_select(options=sizes, name="Size "))
+    menu = alt.binding_select(options=sizes, name="Size ")
     chart = alt.vconcat(*rows, spacing=24)
-    # Every panel takes part in both selections; Altair's own way of saying so warns of each as a duplicate.
     views = [panel.layer[-1].name for row in rows for panel in row.concat]
     chart.params = [
-        shown.param,
-        *(alt.TopLevelSelectionParameter(**choice.param.to_dict(), views=views) for choice in (POINTED, PICKED)),
+        alt.VariableParameter(name="shown_size", value=sizes[-1], bind=menu),
+        *(_taken_part_in_by(views, selection) for selection in (POINTED, PICKED)),
     ]
     return chart
+
+
+def _taken_part_in_by(views: list[str], selection: alt.Parameter) -> alt.TopLevelSelectionParameter:
+    """The selection over several panels; adding it to each of them makes Altair warn of a duplicate."""
+    assert isinstance(selection.param, alt.SelectionParameter)
+    return alt.TopLevelSelectionParameter(**selection.param.to_dict(), views=views)
 
 
 def curves(metrics: pl.LazyFrame, row: Row) -> pl.DataFrame:
@@ -111,11 +117,14 @@ def _layers(runs: pl.DataFrame, table: pl.DataFrame, row: Row) -> alt.LayerChart
     seen = alt.when(POINTED & PICKED).then(alt.value(0.95)).otherwise(alt.value(0.12))
     lines = base.mark_line(strokeWidth=1.75).encode(stroke=theme.by_lr(runs), detail="run_id:N", opacity=seen)
     shape, fill = theme.MARKS["not finite"]
-    points = base.mark_point(shape=shape, filled=True, color=fill, size=72).encode(
-        opacity=alt.when(alt.datum.lost).then(alt.value(1)).otherwise(alt.value(0)),
+    lost = alt.when(alt.datum.lost)
+    points = base.mark_point(shape=shape, filled=True, color=fill).encode(
+        opacity=lost.then(alt.value(1)).otherwise(alt.value(0)),
+        size=lost.then(alt.value(130)).otherwise(alt.value(REACH)),
         tooltip=[alt.Tooltip("value:Q", title=row.axis), *TOOLTIP],
     )
-    return lines.transform_filter(~alt.datum.lost) + points
+    both: alt.LayerChart = lines.transform_filter(~alt.datum.lost) + points
+    return both
 
 
 TOOLTIP = (

@@ -1,6 +1,5 @@
 """Held-out loss against learning rate: the curve that shows an instability (2309.14322 fig. 1)."""
 
-import math
 from dataclasses import replace
 
 import altair as alt
@@ -8,7 +7,7 @@ import polars as pl
 
 from foreshock.report import theme
 from foreshock.report.charts.panels import Level, run_panels
-from foreshock.report.prepare import drawn
+from foreshock.report.prepare import drawn, geometric_mean
 
 
 def loss_vs_lr(runs: pl.DataFrame) -> alt.ConcatChart | None:
@@ -27,23 +26,23 @@ def loss_vs_lr(runs: pl.DataFrame) -> alt.ConcatChart | None:
 
 def _levels(runs: pl.DataFrame) -> list[Level]:
     """The count bigram and, where runs stand at it, the loss at initialisation."""
-    middle = math.sqrt(runs["lr"].min() * runs["lr"].max())
     levels = []
     bigram = runs["bigram_loss"].mean()
     if isinstance(bigram, float):
-        levels.append(_clear_of(runs, Level(value=bigram, label=f"count bigram {bigram:.2f}")))
+        levels.append(_clear_of(runs, Level(value=bigram, label=f"bigram {bigram:.2f}")))
     initial = runs.filter(mark="not finite")["loss_init"].mean()
     if isinstance(initial, float):
-        levels.append(Level(value=initial, label=f"loss at initialisation {initial:.2f}", lr=middle))
+        middle = geometric_mean(runs["lr"].unique())
+        levels.append(Level(value=initial, label=f"loss at initialisation {initial:.2f}", at=middle))
     return levels
 
 
 def _clear_of(runs: pl.DataFrame, level: Level) -> Level:
-    """The level with its label where no curve is: beyond them at high LRs, else above the valley of the curves."""
+    """The level with its label where no curve is: past them at its high-LR end, else above their lowest points."""
     lrs = runs["lr"].unique().sort()
-    top = lrs.tail(math.ceil(len(lrs) / 3))
-    there = runs.filter(pl.col("lr").is_in(top.to_list()))["value"]
-    above, below = (there > level.value).all(), (there < level.value).all()
-    valley = runs.sort("value").group_by("params").first()["lr"]
-    lr = (top if above or below else valley).log().mean()
-    return replace(level, lr=math.exp(lr), below=bool(above))
+    high = runs.filter(pl.col("lr") >= lrs[2 * len(lrs) // 3])["value"]
+    above, below = (high > level.value).all(), (high < level.value).all()
+    if above or below:
+        return replace(level, at="end", below=above)
+    lowest = runs.sort("value").group_by("params").first()["lr"]
+    return replace(level, at=geometric_mean(lowest))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import altair as alt
 import polars as pl
@@ -33,8 +34,8 @@ class Level:
     """Height, in units of the axis."""
     label: str
     """What the line is."""
-    lr: float | None = None
-    """Where along the line the label is centred; None puts it outside, at the right end."""
+    at: float | Literal["end", "beside"] = "beside"
+    """Where the label is: centred at an LR, at the right end of the line, or beside that end, outside the panel."""
     below: bool = False
     """Whether the label stands below the line instead of above it."""
 
@@ -71,7 +72,11 @@ def run_panels(
         marks = base.mark_point(strokeWidth=1.25, opacity=1).encode(
             y=y, stroke=outline, size=area, shape=shape, fill=fill, tooltip=list(RUN_TOOLTIP)
         )
-        panels.append(alt.layer(*level_lines(levels(here), x, y), lines, marks).properties(title=arm, width=theme.PANEL["width"], height=height))
+        panels.append(
+            alt.layer(*level_lines(levels(here), x, y), lines, marks).properties(
+                title=arm, width=theme.PANEL["width"], height=height
+            )
+        )
     return side_by_side(panels)
 
 
@@ -80,23 +85,28 @@ def arms_of(frame: pl.DataFrame) -> list[str]:
     return frame["arm"].unique(maintain_order=True).to_list()
 
 
-def side_by_side(panels: Sequence[alt.LayerChart]) -> alt.ConcatChart:
+def side_by_side(panels: Sequence[alt.LayerChart | alt.FacetChart]) -> alt.ConcatChart:
     """Panels in rows of at most `theme.COLUMNS`, with shared scales."""
     columns = min(len(panels), theme.COLUMNS)
     grid = alt.concat(*panels, columns=columns, spacing=theme.SPACING, bounds="flush")
-    return grid.resolve_scale(x="shared", y="shared")
+    shared: alt.ConcatChart = grid.resolve_scale(x="shared", y="shared")
+    return shared
 
 
 def level_lines(levels: Sequence[Level], x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """The layers of labelled level lines, under the data."""
+    muted = alt.ExprRef("muted")
     layers = []
     for level in levels:
-        base = alt.Chart(alt.InlineData(values=[{"value": level.value, "lr": level.lr, "label": level.label}]))
-        text = {"fontSize": 10, "color": alt.ExprRef("muted")}
-        layers.append(base.mark_rule(strokeDash=[4, 3], color=alt.ExprRef("muted")).encode(y=y))
-        if level.lr is None:
-            label = base.mark_text(align="left", dx=4, **text).encode(x=alt.value("width"))
+        row = {"value": theme.short(level.value), "lr": level.at, "label": level.label}
+        base = alt.Chart(alt.InlineData(values=[row])).encode(y=y)
+        offset = 8 if level.below else -7
+        if level.at == "beside":
+            label = base.mark_text(align="left", dx=4, fontSize=10, color=muted).encode(x=alt.value("width"))
+        elif level.at == "end":
+            label = base.mark_text(align="right", dx=-4, dy=offset, fontSize=10, color=muted)
+            label = label.encode(x=alt.value("width"))
         else:
-            label = base.mark_text(dy=8 if level.below else -7, **text).encode(x=x)
-        layers.append(label.encode(y=y, text="label:N"))
+            label = base.mark_text(dy=offset, fontSize=10, color=muted).encode(x=x)
+        layers += [base.mark_rule(strokeDash=[4, 3], color=muted), label.encode(text="label:N")]
     return layers

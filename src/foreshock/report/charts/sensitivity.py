@@ -8,8 +8,8 @@ from foreshock.report.charts.panels import arms_of, side_by_side
 
 PARTS = {
     "lr_sensitivity": "LR sensitivity S",
-    "undertraining_part": "under-training part (LRs below the best)",
-    "instability_part": "instability part (the best LR and above)",
+    "undertraining_part": "under-training part of S",
+    "instability_part": "instability part of S",
 }
 """Column and title of S and what it is the sum of."""
 
@@ -20,8 +20,7 @@ def sensitivity_vs_size(sensitivity: pl.DataFrame) -> alt.ConcatChart | None:
     if known.is_empty():
         return None
     colour, shape = theme.by_arm(arms_of(known))
-    x, y = theme.size_axis(known["params"]), theme.value_axis("nats per token", known["lr_sensitivity"])
-    y.scale = alt.Scale(zero=True, nice=True)
+    x, y = theme.size_axis(known["params"]), theme.value_axis("nats per token", [0.0, *known["lr_sensitivity"]])
     panels = []
     for column, title in PARTS.items():
         mean = pl.col(column).mean().over("arm", "params")

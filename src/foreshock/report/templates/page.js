@@ -17,7 +17,9 @@ function fit(spec, width) {
 
 function configFor(width) {
   const config = structuredClone(configs[darkScheme.matches ? "dark" : "light"]);
-  if (width < 560) Object.assign(config.legend, { titleOrient: "top", columns: Math.max(1, Math.floor(width / 120)) });
+  const narrow = width < 560;
+  config.params.find((param) => param.name === "room").value = width - (narrow ? 70 : 190);
+  if (narrow) config.legend.titleOrient = "top";
   return config;
 }
 

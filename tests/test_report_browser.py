@@ -1,0 +1,166 @@
+"""The page in a real browser: charts appear, hover and sorting work, nothing is fetched, nothing is logged."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreshock.report.page import write_report
+from tests.fabricate import fabricate_study
+
+CHROMIUM = next(
+    (
+        found
+        for name in (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+        if name and (found := shutil.which(name))
+    ),
+    None,
+)
+ARGUMENTS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+if CHROMIUM is None:
+    pytest.skip("no Chromium found (PATH, or CHROMIUM): the report was not opened", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: the report was not opened")
+
+ALL_DRAWN = "scheme => [...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn === scheme)"
+
+FAINT = """[...document.querySelectorAll('#training_curves .mark-line path')].filter(line => line.getAttribute('opacity') < 0.5)"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("browser") / "study"
+    return write_report([fabricate_study(folder, sizes=((32, 2), (64, 3)), lrs=(1e-3, 1e-2, 1e-1), steps=40)])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, report: Path) -> Iterator[Any]:
+    """The opened page; the module's last word is that it logged nothing and asked for nothing but itself."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    page.wait_for_function(ALL_DRAWN, arg="light")
+    yield page
+    page.close()
+    assert complaints == []
+    assert requests == [report.as_uri()]
+
+
+def test_every_chart_has_marks(page: Any) -> None:
+    charts = page.locator(".chart").all()
+    assert len(charts) == 11
+    for chart in charts:
+        assert chart.locator("svg.marks path[aria-roledescription='point']").count() >= 12
+        assert chart.locator("svg.marks .mark-line path").count() >= 2
+
+
+def test_pointing_at_a_run_shows_its_facts(page: Any) -> None:
+    page.locator("#loss_vs_lr path[aria-roledescription='point']").first.hover()
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    shown = tooltip.inner_text()
+    for fact in ("arm", "none", "32×2 (24.6k)", "peak LR", "0.001", "outcome", "held-out loss", "max attention logit"):
+        assert fact in shown
+
+
+def test_pointing_at_a_curve_follows_the_run_in_every_panel(page: Any) -> None:
+    curves = page.locator("#training_curves")
+    assert page.evaluate(f"{FAINT}.length") == 0
+    curves.locator("path[aria-roledescription='point']").nth(3).hover()
+    page.locator("#vg-tooltip-element.visible").wait_for()
+    shown = page.locator("#vg-tooltip-element").inner_text()
+    assert "step" in shown
+    assert "64×3 (147k)" in shown
+    assert "undefined" not in shown
+    lines = curves.locator(".mark-line path").count()
+    assert page.evaluate(f"{FAINT}.length") == lines - 3  # one run, in three rows of panels
+
+
+def test_clicking_a_learning_rate_isolates_it(page: Any) -> None:
+    page.mouse.move(0, 0)
+    lines = page.locator("#training_curves .mark-line path")
+    label = page.locator("#training_curves .role-legend-label text", has_text="0.01").first
+    label.click()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(200)
+    assert page.evaluate(f"{FAINT}.length") == lines.count() * 2 // 3  # two of three learning rates
+    page.locator("#training_curves .role-legend-label text", has_text="0.01").first.click()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(200)
+    assert page.evaluate(f"{FAINT}.length") == 0
+
+
+def test_choosing_a_size_redraws_the_curves(page: Any) -> None:
+    points = page.locator("#training_curves path[aria-roledescription='point']")
+    page.locator("#training_curves select").select_option("32×2 (24.6k)")
+    page.wait_for_timeout(200)
+    assert "32×2" in points.first.get_attribute("aria-label")
+
+
+def column(page: Any, index: int) -> list[str]:
+    return [text.strip() for text in page.locator(f"#run-table tbody td:nth-child({index})").all_inner_texts()]
+
+
+def test_sorting_by_number_with_mouse_and_keyboard(page: Any) -> None:
+    heading = page.locator("#run-table thead th", has_text="Peak LR")
+    index = 1 + page.locator("#run-table thead th").all_inner_texts().index(heading.inner_text())
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    rates = [float(text) for text in column(page, index)]
+    assert rates == sorted(rates)
+    heading.locator("button").press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert [float(text) for text in column(page, index)] == rates[::-1]
+
+
+def test_sorting_counts_with_separators_by_value(page: Any) -> None:
+    page.locator("#run-table thead th", has_text="N").first.locator("button").click()
+    sizes = [int(text.replace(",", "")) for text in column(page, 3)]
+    assert sizes == [24_576] * 6 + [147_456] * 6
+
+
+def test_filtering_by_words(page: Any) -> None:
+    box = page.locator("#filter")
+    box.fill("qk_norm 64x3")
+    assert page.locator("#run-table tbody tr:visible").count() == 3
+    assert page.locator("#shown").inner_text() == "3 of 12 runs"
+    box.fill("")
+    assert page.locator("#run-table tbody tr:visible").count() == 12
+
+
+def test_dark_scheme_redraws_the_charts(page: Any) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(ALL_DRAWN, arg="dark")
+    background = page.locator("#loss_vs_lr svg.marks").evaluate("svg => getComputedStyle(svg).backgroundColor")
+    assert background == "rgb(22, 26, 32)"
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(ALL_DRAWN, arg="light")
+
+
+def test_narrow_window_needs_no_sideways_scrolling(page: Any) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.wait_for_function(
+        "[...document.querySelectorAll('.chart')].every(chart => Math.abs(chart.clientWidth - chart.dataset.width) < 5)"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    wide = "[...document.querySelectorAll('.chart')].filter(chart => chart.scrollWidth > chart.clientWidth)"
+    assert page.evaluate(f"{wide}.map(chart => chart.dataset.chart)") == []
+    page.set_viewport_size({"width": 1280, "height": 900})

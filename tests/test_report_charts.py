@@ -1,0 +1,209 @@
+"""Charts: what is drawn is what the table says, and nothing is left out."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreshock.analysis.metrics import scan_metrics
+from foreshock.analysis.tables import analyse
+from foreshock.report import theme
+from foreshock.report.charts.attention import THRESHOLDS, logit_vs_lr, logit_vs_size
+from foreshock.report.charts.curves import ROWS, curves, thinned, training_curves
+from foreshock.report.charts.loss import loss_vs_lr
+from foreshock.report.charts.mechanisms import NORMS, OUTPUT_LOGITS, largest_module, quantity_vs_lr
+from foreshock.report.charts.overview import overview
+from foreshock.report.charts.sensitivity import sensitivity_vs_size
+from foreshock.report.figures import SECTIONS, Material, write_figures
+from foreshock.report.prepare import drawn, prepare_runs, prepare_sensitivity
+from tests.fabricate import BIGRAM_LOSS, LOSS_INIT, Planned, Planted, fabricate_study, plausible
+
+LRS = (1e-3, 1e-2, 1e-1)
+
+
+def one_not_finite(run: Planned) -> Planted:
+    """The plausible study, with one run that blew up at step 60."""
+    if (run.arm, run.width, run.lr) == ("none", 64, 1e-1):
+        return Planted(final=math.nan, max_logit=math.inf, status="diverged")
+    return plausible(run)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    folder = fabricate_study(
+        tmp_path_factory.mktemp("charts") / "study",
+        sizes=((32, 2), (64, 3)),
+        lrs=LRS,
+        seeds=(0, 1),
+        plant=one_not_finite,
+    )
+    tables = analyse(folder)
+    return Material(
+        runs=prepare_runs(tables.runs),
+        sensitivity=prepare_sensitivity(tables.sensitivity),
+        metrics=scan_metrics(folder),
+    )
+
+
+def rows_of(chart: alt.TopLevelMixin | None) -> list[dict[str, Any]]:
+    """Every row of data in a chart."""
+    assert chart is not None
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows]
+
+
+def run_rows(chart: alt.TopLevelMixin | None) -> dict[str, dict[str, Any]]:
+    """The rows of a chart that stand for runs, by run id."""
+    return {row["run_id"]: row for row in rows_of(chart) if "run_id" in row}
+
+
+def test_loss_chart_has_every_run_at_its_loss(material: Material) -> None:
+    shown = run_rows(loss_vs_lr(material.runs))
+    assert shown.keys() == set(material.runs["run_id"])
+    for run in material.runs.iter_rows(named=True):
+        assert shown[run["run_id"]]["value"] == pytest.approx(run["loss_capped"], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stands_at_the_loss_at_initialisation_and_is_marked(material: Material) -> None:
+    lost = [row for row in run_rows(loss_vs_lr(material.runs)).values() if row["mark"] == "not finite"]
+    assert [(row["arm"], row["lr"], row["value"], row["loss_final"]) for row in lost] == [
+        ("none", 0.1, LOSS_INIT, "nan")
+    ] * 2
+
+
+def test_level_lines_are_labelled(material: Material) -> None:
+    labels = {(row["label"], row["value"]) for row in rows_of(loss_vs_lr(material.runs)) if "label" in row}
+    assert labels == {(f"bigram {BIGRAM_LOSS}", BIGRAM_LOSS), (f"loss at initialisation {LOSS_INIT:.2f}", LOSS_INIT)}
+    thresholds = {(row["label"], row["value"]) for row in rows_of(logit_vs_lr(material.runs)) if "label" in row}
+    assert thresholds == {("1e2", 1e2), ("1e3", 1e3), ("1e4", 1e4)}
+
+
+def test_one_panel_an_arm_and_the_base_arm_first(material: Material) -> None:
+    for chart in (loss_vs_lr(material.runs), logit_vs_lr(material.runs), logit_vs_size(material.runs)):
+        assert chart is not None
+        assert [panel["title"] for panel in chart.to_dict()["concat"]] == ["none", "qk_norm"]
+
+
+def test_lines_run_through_the_mean_over_seeds(material: Material) -> None:
+    runs = material.runs.filter(arm="qk_norm", width=64, lr=1e-2)
+    row = run_rows(loss_vs_lr(material.runs))[runs["run_id"][0]]
+    assert row["mean"] == pytest.approx(sum(runs["loss_final"]) / 2, rel=1e-4)
+    logit = run_rows(logit_vs_size(material.runs))[runs["run_id"][0]]
+    assert logit["mean"] == pytest.approx(math.prod(runs["max_attention_logit"]) ** 0.5, rel=1e-4)
+
+
+def test_sensitivity_chart_shows_parts_that_add_up(material: Material) -> None:
+    chart = sensitivity_vs_size(material.sensitivity)
+    assert chart is not None
+    spec = chart.to_dict()
+    by_panel = [spec["datasets"][panel["data"]["name"]] for panel in spec["concat"]]
+    for whole, slow, unstable in zip(*by_panel, strict=True):
+        assert (whole["arm"], whole["params"], whole["seed"]) == (slow["arm"], slow["params"], slow["seed"])
+        assert whole["value"] == pytest.approx(slow["value"] + unstable["value"], abs=1e-4)
+
+
+def test_quantity_is_the_largest_module_at_the_last_step(material: Material) -> None:
+    parameter = next(q for q in NORMS if q.key == "norms/parameter")
+    shown = run_rows(quantity_vs_lr(material.runs, material.metrics, parameter))
+    for run in material.runs.filter(mark="stable").iter_rows(named=True):
+        assert shown[run["run_id"]]["value"] == pytest.approx(0.1 + run["lr"], rel=1e-4)  # as planted
+
+
+def test_largest_module_passes_nan_on() -> None:
+    key = {"run_id": "a", "group": "norms", "quantity": "update", "head": None, "step": 1}
+    rows = [key | {"module": name, "value": value} for name, value in (("x", 1.0), ("y", math.nan), ("z", 3.0))]
+    schema = {"run_id": pl.String, "group": pl.String, "quantity": pl.String, "head": pl.Int32, "step": pl.Int64}
+    table = pl.DataFrame(rows, schema=schema | {"module": pl.String, "value": pl.Float64})
+    assert math.isnan(largest_module(table.lazy(), "norms/update")["value"][0])
+
+
+def test_training_curves_end_with_a_mark_where_they_stop_being_finite(material: Material) -> None:
+    lost = material.runs.filter(mark="not finite")["run_id"].to_list()
+    table = curves(material.metrics, ROWS[0])
+    assert sorted(table.filter("lost")["run_id"]) == sorted(lost)
+    for run_id in lost:
+        curve = table.filter(run_id=run_id)
+        assert curve["lost"].to_list() == [False] * (curve.height - 1) + [True]
+        assert curve["step"][-1] == 60  # the first logged step of the second half, which is planted as nan
+    assert table["value"].is_finite().all()
+
+
+def test_every_figure_is_valid_and_draws_marks(material: Material, tmp_path: Path) -> None:
+    figures = [figure.name for section in SECTIONS for figure in section.figures]
+    written = write_figures(material, tmp_path, ("svg",))
+    assert [path.name for path in written] == [f"{name}.svg" for name in (*figures, "overview")]
+    for path in written:
+        svg = path.read_text()
+        assert svg.count('aria-roledescription="point"') >= 12, path.name
+        assert "NaN" not in svg, path.name
+
+
+def test_overview_stands_beside_for_two_arms_and_stacks_for_more(material: Material) -> None:
+    assert isinstance(overview(material.runs), alt.HConcatChart)
+    third = material.runs.filter(arm="none").with_columns(arm=pl.lit("z_loss"))
+    assert isinstance(overview(pl.concat([material.runs, third])), alt.VConcatChart)
+
+
+def test_nothing_to_draw_is_no_chart(material: Material) -> None:
+    none = material.runs.clear()
+    assert loss_vs_lr(none) is logit_vs_lr(none) is logit_vs_size(none) is overview(none) is None
+    assert sensitivity_vs_size(material.sensitivity.clear()) is None
+    assert quantity_vs_lr(material.runs, material.metrics.clear(), OUTPUT_LOGITS[0]) is None
+    assert training_curves(material.runs, material.metrics.clear()) is None
+
+
+values = st.lists(st.one_of(st.none(), st.floats(width=32)), min_size=1, max_size=12)
+
+
+@given(values=values, log=st.booleans())
+def test_drawn_places_every_known_value_where_a_chart_can_show_it(values: list[float | None], log: bool) -> None:
+    runs = pl.DataFrame(
+        {"x": values, "mark": "stable", "arm": "none", "size": "s", "params": 1, "lr": 1.0},
+        schema_overrides={"x": pl.Float64},
+    )
+    known = [v for v in values if v is not None]
+    possible = [v for v in known if math.isfinite(v) and (v > 0 or not log)]
+    placed = drawn(runs, "x", log=log)
+    assert placed.height == (len(known) if possible else 0)
+    for shown, value, mark in placed.select("value", "x", "mark").iter_rows():
+        assert min(possible) <= shown <= max(possible)
+        assert (mark == "not finite") == (not math.isfinite(value))
+        assert shown == value or value not in possible
+
+
+@given(lengths=st.lists(st.integers(2, 400), min_size=1, max_size=6), limit=st.integers(50, 500), data=st.data())
+def test_thinning_keeps_ends_and_spikes(lengths: list[int], limit: int, data: st.DataObject) -> None:
+    spikes = [data.draw(st.integers(0, n - 1)) for n in lengths]
+    curve = [
+        {"run_id": str(run), "step": step, "value": 100.0 if step == spike else math.sin(step)}
+        for run, (n, spike) in enumerate(zip(lengths, spikes, strict=True))
+        for step in range(n)
+    ]
+    table = pl.DataFrame(curve)
+    thin = thinned(table, limit)
+    assert thin.height <= max(limit, 14 * len(lengths))
+    for run, (n, spike) in enumerate(zip(lengths, spikes, strict=True)):
+        steps = thin.filter(run_id=str(run))["step"].to_list()
+        assert {0, spike, n - 1} <= set(steps)
+        assert steps == sorted(set(steps))
+
+
+@given(low=st.floats(1e-9, 1e9), decades=st.floats(0, 12))
+def test_log_ticks_cover_the_range(low: float, decades: float) -> None:
+    high = low * 10**decades
+    ticks = theme.log_ticks(low, high)
+    assert ticks == sorted(set(ticks))
+    assert ticks[0] <= low * (1 + 1e-9)
+    assert ticks[-1] >= high * (1 - 1e-9)
+
+
+def test_light_and_dark_differ_in_colours_alone() -> None:
+    light, dark = theme.config("light"), theme.config("dark")
+    assert light.keys() == dark.keys()
+    assert light["background"] != dark["background"]
+    assert [p["name"] for p in light["params"]] == [p["name"] for p in dark["params"]]
+    assert set(THRESHOLDS) == {1e2, 1e3, 1e4}
