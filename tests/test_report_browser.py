@@ -30,7 +30,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is miss
 
 ALL_DRAWN = "scheme => [...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn === scheme)"
 
-FAINT = """[...document.querySelectorAll('#training_curves .mark-line path')].filter(line => line.getAttribute('opacity') < 0.5)"""
+LINES = "[...document.querySelectorAll('#training_curves .mark-line path')]"
+FAINT = f"{LINES}.filter(line => line.getAttribute('opacity') < 0.5)"
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +96,14 @@ def test_pointing_at_a_curve_follows_the_run_in_every_panel(page: Any) -> None:
 
 
 def test_clicking_a_learning_rate_isolates_it(page: Any) -> None:
+    lines = page.locator("#training_curves .mark-line path").count()
+    rate = page.locator("#training_curves .role-legend-label text", has_text="0.01").first
+    rate.click()
     page.mouse.move(0, 0)
-    lines = page.locator("#training_curves .mark-line path")
-    label = page.locator("#training_curves .role-legend-label text", has_text="0.01").first
-    label.click()
+    page.wait_for_function(f"() => {FAINT}.length === {lines * 2 // 3}")  # two of three learning rates
+    page.locator("#training_curves svg.marks").dblclick(position={"x": 300, "y": 40})
     page.mouse.move(0, 0)
-    page.wait_for_timeout(200)
-    assert page.evaluate(f"{FAINT}.length") == lines.count() * 2 // 3  # two of three learning rates
-    page.locator("#training_curves .role-legend-label text", has_text="0.01").first.click()
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(200)
-    assert page.evaluate(f"{FAINT}.length") == 0
+    page.wait_for_function(f"() => {FAINT}.length === 0")
 
 
 def test_choosing_a_size_redraws_the_curves(page: Any) -> None:

@@ -149,7 +149,8 @@ SECTIONS = (
     Section(
         title="Training curves",
         text="One line a run, for the size chosen above the panels. Point at a line to follow that run in every panel; "
-        "click learning rates in the legend to isolate them (shift-click adds one, a click beside them shows all).",
+        "click learning rates in the legend to isolate them (shift-click adds one, a double click "
+        "beside them shows all).",
         figures=(
             Figure(
                 name="training_curves",

@@ -10,7 +10,7 @@ from dataclasses import replace
 from foreshock.core.arms import Arm
 from foreshock.core.errors import unknown
 from foreshock.core.run_config import RunConfig
-from foreshock.study.grid import JOINT, Study
+from foreshock.study.grid import JOINT, Size, Study
 
 __all__ = ["quick", "small"]
 
@@ -32,8 +32,8 @@ def small() -> Study:
     """
     return Study(
         name="small",
-        base=_base(steps=400, eval_every=100),
-        sizes=JOINT,
+        base=_base(steps=1000, eval_every=250),
+        sizes=tuple(map(Size.parse, ("32x2", "48x3", "64x3", "96x4"))),
         arms=tuple(Arm.parse(t) for t in ("none", "qk_norm", "qk_norm+z_loss", "qk_norm+optim.weight_decay=0")),
         seeds=(0, 1, 2),
     )

@@ -56,10 +56,11 @@ def training_curves(runs: pl.DataFrame, metrics: pl.LazyFrame) -> alt.VConcatCha
     sizes = runs.sort("params")["size"].unique(maintain_order=True).to_list()
     menu = alt.binding_select(options=sizes, name="Size ")
     chart = alt.vconcat(*rows, spacing=24)
-    views = [panel.layer[-1].name for row in rows for panel in row.concat]
+    lines, points = ([panel.layer[i].name for row in rows for panel in row.concat] for i in (0, 1))
     chart.params = [
         alt.VariableParameter(name="shown_size", value=sizes[-1], bind=menu),
-        *(_taken_part_in_by(views, selection) for selection in (POINTED, PICKED)),
+        _taken_part_in_by(points, POINTED),
+        _taken_part_in_by(lines, PICKED),  # a legend can be clicked where its own layer takes part
     ]
     return chart
 
@@ -105,7 +106,8 @@ def _row_of_panels(runs: pl.DataFrame, table: pl.DataFrame, row: Row) -> alt.Con
     for index, arm in enumerate(arms_of(runs)):
         panel = every_run.transform_lookup("run_id", lookup).transform_filter(alt.datum.arm == arm)
         panel = panel.transform_filter(SHOWN_SIZE)
-        panel.layer[-1].name = f"{row.key.replace('/', '_')}_{index}"
+        for layer, name in zip(panel.layer, ("lines", "points"), strict=True):
+            layer.name = f"{row.key.replace('/', '_')}_{index}_{name}"
         panels.append(panel.properties(title=arm))
     return side_by_side(panels)
 
