@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreshock.core import plugins
-from foreshock.core.config import Spec, flatten
+from foreshock.core.config import Spec, replace_at
 from foreshock.core.contracts import StepInfo
 from foreshock.core.errors import ConfigError
 from foreshock.core.run_config import ModelConfig, RecordConfig, RunConfig, edited
@@ -58,12 +58,10 @@ def test_z_loss_refuses_a_weight_that_is_none(weight: float) -> None:
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
 def test_qk_norm_changes_the_norms_of_q_and_k_alone(over: str, norm: str) -> None:
     base = RunConfig(record=RecordConfig(monitors=()))
-    before, after = flatten(base), flatten(QkNorm(over=over, norm=norm).edit_config(base))
-    changed = {path: value for path, value in after.items() if before[path] != value}
-    expected = {"model.norms.q": Spec(norm), "model.norms.k": Spec(norm)}
-    if over == "width":
-        expected["model.attention.qkv_norm_over"] = "width"
-    assert changed == expected
+    expected = base
+    for path, value in {"norms.q": Spec(norm), "norms.k": Spec(norm), "attention.qkv_norm_over": over}.items():
+        expected = replace_at(expected, f"model.{path}", value)
+    assert QkNorm(over=over, norm=norm).edit_config(base) == expected
 
 
 def test_qk_norm_offers_the_nearest_option() -> None:
