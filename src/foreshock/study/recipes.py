@@ -33,7 +33,7 @@ def small() -> Study:
     return Study(
         name="small",
         base=_base(steps=1000, eval_every=250),
-        sizes=tuple(map(Size.parse, ("32x2", "48x3", "64x3", "96x4"))),
+        sizes=tuple(map(Size.parse, ("32x2", "48x2", "64x3", "80x3"))),
         arms=tuple(Arm.parse(t) for t in ("none", "qk_norm", "qk_norm+z_loss", "qk_norm+optim.weight_decay=0")),
         seeds=(0, 1, 2),
     )
