@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,11 @@ def test_round_trip() -> None:
         ("model.mlp", "gelu:expanson=2", "unknown option of gelu 'expanson'; did you mean 'expansion'"),
         ("interventions", ["qknorm"], "unknown intervention 'qknorm'; did you mean 'qk_norm'"),
         ("interventions", ["qk_norm", "qk_norm"], "must name each intervention once"),
-        ("interventions", ["no_such_package.module:Class"], "cannot load intervention"),
+        ("interventions", ["no_such_package.module:Class"], "cannot load intervention.* PYTHONPATH"),
+        ("interventions", [":Class"], "cannot load intervention"),
+        ("interventions", ["foreshock.core.config:Spec"], "must be a frozen dataclass derived from Intervention"),
+        ("interventions", ["foreshock.proxy.layers.norms.rms_norm:RmsNorm"], "derived from Intervention to be"),
+        ("record.monitors", ["foreshock.interventions.z_loss:ZLoss"], "derived from Monitor to be a monitor"),
         ("record.monitors", ["los"], "unknown monitor 'los'; did you mean 'loss'"),
         ("data.seq_len", 1, "data.seq_len must be at least 2"),
     ],
@@ -141,3 +146,31 @@ def test_a_users_own_plugin_loads_by_module_and_class() -> None:
     """`package.module:Class` needs no registration."""
     spec = Spec.parse("foreshock.interventions.z_loss:ZLoss:weight=0.5")
     assert plugins.load("interventions", spec).weight == 0.5
+
+
+OWN_PLUGIN = """
+from dataclasses import dataclass
+from foreshock.core.contracts import Intervention
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Intervention):
+    factor: float = 1.0
+    # {comment}
+"""
+
+
+def test_run_id_changes_with_the_source_of_a_users_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own code has no semantics version, so its source counts."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = replace(RunConfig(), interventions=(Spec.parse("own_plugin:Own:factor=2"),))
+    ids = []
+    for comment in ("one", "two", "one"):
+        (tmp_path / "own_plugin.py").write_text(OWN_PLUGIN.format(comment=comment))
+        ids.append(run_id(config, "data"))
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_a_record_is_named_without_the_users_code() -> None:
+    """Where a user's plug-in cannot be imported, its arm keeps the name it was recorded with."""
+    config = replace(resolve(RunConfig()), interventions=(Spec("absent_module:Own", {"factor": 2.0}),))
+    assert arm_name(config, resolve(RunConfig())) == "absent_module:Own:factor=2"

@@ -77,6 +77,15 @@ class KeepsTheGraph(Watcher):
         return {"planted/head": self.head.amax()}
 
 
+class HooksWithoutSayingSo(Watcher):
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.handle = context.output_module.register_forward_hook(lambda *_: None)
+
+    def close(self) -> None:
+        self.handle.remove()
+
+
 class LeavesAHook(Watcher):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -129,6 +138,7 @@ def test_check_monitor_passes_a_correct_one(plant: Any) -> None:
         (NamesRowsElsewhere, "must start with the file name"),
         (KeepsTheGraph, "detached"),
         (LeavesAHook, "remove every hook"),
+        (HooksWithoutSayingSo, "needs must name"),
         (SharesHistory, "share"),
     ],
 )

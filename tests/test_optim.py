@@ -1,5 +1,6 @@
 """Optimizers and schedules against torch and plain formulas."""
 
+import itertools
 import math
 
 import pytest
@@ -119,6 +120,16 @@ def test_schedule_stays_between_its_ends(name: str, steps: int, lr: float, warmu
     assert all(b <= a + 1e-12 for a, b in zip(values[start:], values[start + 1 :], strict=False))
     if name != "constant" and start < steps and round(0.8 * steps) < steps:
         assert values[-1] * lr == pytest.approx(min(lr, 1e-5))
+
+
+def test_wsd_never_jumps() -> None:
+    """A warm-up that reaches into the decay delays it; the rate never falls faster than the decay's own slope."""
+    for warmup, decay in ((0.1, 0.2), (0.9, 0.2), (1.0, 0.5)):
+        config = ScheduleConfig(name="wsd", warmup=warmup, decay_fraction=decay, min_lr=0.0)
+        values = [schedule_factor(t, 100, 1e-2, config) for t in range(1, 101)]
+        length = min(decay, 1 - warmup) * 100
+        assert all(b - a >= -1 / max(1, length) - 1e-12 for a, b in itertools.pairwise(values))
+        assert max(values) == 1
 
 
 def test_cosine_midpoint() -> None:

@@ -38,7 +38,7 @@ def test_torn_last_line_is_left_out_and_mended(folder: RunFolder) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss')
     assert folder.metrics() == [{"step": 1}]
-    folder.mend_logs()
+    folder.mend()
     folder.append_metrics({"step": 2})
     assert [row["step"] for row in folder.metrics()] == [1, 2]
 
@@ -57,22 +57,31 @@ def test_newer_format_is_refused(folder: RunFolder) -> None:
         folder.config()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "sidecar", "empty sidecar", "metrics"])
 def test_damaged_checkpoint_falls_back(folder: RunFolder, damage: str) -> None:
-    """A truncated, altered or missing payload is passed over for the one before it, and the record says so."""
+    """A checkpoint with a damaged part is passed over for the one before it, and the record says so."""
     for step in (10, 20):
         folder.append_metrics({"step": step})
         folder.save_checkpoint(step, f"payload {step}".encode(), healthy=True)
     newest = folder.checkpoints / "step_00000020.pt"
+    sidecar = newest.with_suffix(".json")
     if damage == "remove":
         newest.unlink()
+    elif damage == "sidecar":
+        sidecar.write_text(sidecar.read_text()[:-9])
+    elif damage == "empty sidecar":
+        sidecar.write_text("{}")
+    elif damage == "metrics":  # the last row that it counts on is torn
+        folder.close()
+        os.truncate(folder.path / "metrics.jsonl", (folder.path / "metrics.jsonl").stat().st_size - 3)
+        folder.mend()
     else:
         content = newest.read_bytes()
         newest.write_bytes(content[:-3] if damage == "truncate" else b"X" + content[1:])
-    found = next(folder.healthy_checkpoints())
+    found = next(folder.sound_checkpoints())
     assert (found.step, found.payload) == (10, b"payload 10")
     assert [e["step"] for e in folder.events() if e["event"] == "checkpoint_rejected"] == [20]
-    folder.truncate_to(found.lengths)
+    folder.truncate_to(found.metrics_length)
     assert [row["step"] for row in folder.metrics()] == [10]
 
 
@@ -80,7 +89,7 @@ def test_rotation_never_drops_the_newest_healthy_checkpoint(folder: RunFolder) -
     """Two are kept, and the last one saved while training was finite, however many came after."""
     for step, healthy in ((1, True), (2, True), (3, False), (4, False), (5, False)):
         folder.save_checkpoint(step, b"x", healthy=healthy)
-    assert [c.step for c in folder.healthy_checkpoints()] == [5, 4, 2]
+    assert [c.step for c in folder.sound_checkpoints()] == [5, 4, 2]
 
 
 def test_unwritable_target_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -90,6 +99,23 @@ def test_unwritable_target_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"cannot write .*file\.json"):
         files.write_atomic(target, "text")
     assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_mend_removes_what_a_kill_left_half_written(folder: RunFolder) -> None:
+    """A payload without a sidecar and temporary files go; whole checkpoints stay."""
+    folder.save_checkpoint(10, b"x", healthy=True)
+    for name in ("step_00000020.pt", ".step_00000020.pt.77.tmp"):
+        (folder.checkpoints / name).write_bytes(b"half")
+    (folder.path / ".status.json.77.tmp").write_bytes(b"half")
+    folder.mend()
+    assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["step_00000010.json", "step_00000010.pt"]
+    assert not list(folder.path.glob(".*.tmp"))
+
+
+def test_unreadable_status_counts_as_queued(folder: RunFolder) -> None:
+    """A damaged status blocks nothing: the checkpoints know where the run stands."""
+    (folder.path / "status.json").write_text("")
+    assert folder.status() == {"status": "queued"}
 
 
 def test_status_before_and_after(folder: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from foreshock.core.config import from_json
+from foreshock.core.contracts import Intervention, StepInfo
 from foreshock.core.run_config import RecordConfig, RunConfig, TrainConfig
 from foreshock.core.run_folder import RunFolder
 from foreshock.proxy.data.prepare import prepare
-from foreshock.training.loop import Loop, evaluate
+from foreshock.training.loop import Clock, Loop, evaluate
 from foreshock.training.setup import Training, build_training
 from foreshock.training.step import gated_step, train_step
 from tests.conftest import tiny_config
@@ -75,6 +77,20 @@ def test_killed_between_checkpoints_repeats_no_step(make_folder: Make) -> None:
     assert bits(folder) == bits(whole)
     steps = [row["step"] for row in folder.metrics()]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("lost_bytes", [7, 2000])
+def test_torn_metrics_and_a_resume_are_still_bit_exact(make_folder: Make, lost_bytes: int) -> None:
+    """Rows lost behind a checkpoint's back reject that checkpoint; the record ends up as if nothing had happened."""
+    folder, whole = make_folder(tiny_config(), "torn"), make_folder(tiny_config(), "whole")
+    loop_in(whole).run()
+    first = loop_in(folder)
+    first.run(stop=lambda: first.progress.step >= 9)
+    metrics = folder.path / "metrics.jsonl"
+    os.truncate(metrics, max(0, metrics.stat().st_size - lost_bytes))
+    assert loop_in(folder).run() == "done"
+    assert bits(folder) == bits(whole)
+    assert "checkpoint_rejected" in [event["event"] for event in folder.events()]
 
 
 def test_monitors_and_cadence_do_not_change_the_bits(make_folder: Make) -> None:
@@ -151,6 +167,43 @@ def test_step_follows_its_phases() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+class Amplify(Intervention):
+    """Makes gradients a hundred times larger, after they were measured and before they are clipped."""
+
+    def before_update(self, info: StepInfo) -> None:
+        for parameter in self.parameters:
+            parameter.grad.mul_(100)
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.parameters = parameters
+
+
+def test_clipping_sees_what_interventions_made_of_the_gradients() -> None:
+    """The recorded norm is that of the raw gradients; what reaches the optimizer is clipped all the same."""
+    training = build_training(tiny_config(), 17)
+    amplify = Amplify(list(training.model.parameters()))
+    training = replace(training, interventions={"amplify": amplify}, before_update=(amplify,))
+    tokens = torch.randint(0, 17, (4, 17), generator=torch.Generator().manual_seed(1))
+    info = train_step(training, 1, tokens)
+    clipped = torch.nn.utils.get_total_norm([p.grad for p in training.model.parameters()])
+    assert float(clipped) == pytest.approx(1.0, rel=1e-4)
+    assert float(info.clip_factor) == pytest.approx(1 / (100 * float(info.grad_norm)), rel=1e-4)
+
+
+def test_step_seconds_leave_out_what_is_not_a_step() -> None:
+    """The clock's mean is over the steps since the last reading, whatever time passed between them."""
+    clock = Clock()
+    assert clock.read() == 0
+    clock.add(0.1, logged=False)
+    clock.add(0.3, logged=True)
+    assert clock.read() == pytest.approx(0.2)
+    clock.add(0.5, logged=False)
+    assert clock.read() == pytest.approx(0.5)
+    for _ in range(9):
+        clock.add(0.1, logged=False)
+    assert clock.monitor_share(log_every=10) == pytest.approx((0.3 - 0.1) / (10 * 0.1))
+
+
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
 def test_gated_step(kind: type[torch.optim.Optimizer]) -> None:
     """keep = 0 leaves parameters and state as they were, keep = 1 is an ordinary step, bit for bit."""
@@ -174,7 +227,7 @@ def test_finished_run_keeps_only_what_the_config_asks_for(make_folder: Make) -> 
         config = replace(tiny_config(), record=RecordConfig(keep_checkpoint=keep, checkpoint_every=4))
         folder = make_folder(config, f"keep {keep}")
         loop_in(folder).run()
-        assert [c.step for c in folder.healthy_checkpoints()] == ([12] if keep else [])
+        assert [c.step for c in folder.sound_checkpoints()] == ([12] if keep else [])
 
 
 def test_log_cadence_always_holds_the_forecast_step(make_folder: Make) -> None:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from foreshock.core import plugins
 from foreshock.core.config import Spec, canonical_json, from_json
-from foreshock.core.contracts import Context, Intervention, Observer
+from foreshock.core.contracts import Context, Intervention, Need, Observer
 from foreshock.core.run_config import (
     DataConfig,
     ModelConfig,
@@ -53,7 +53,7 @@ def check_monitor(spec: Spec | str) -> None:
 
     It leaves every bit of the training and its random state alone, never copies to the host, names its rows after
     its file, reports what is non-finite instead of dropping it, shares nothing with a second observer of the same
-    model, and leaves no hook behind.
+    model, hooks modules only if its needs say so, and leaves no hook behind.
 
     Raises:
         AssertionError: it does not.
@@ -121,12 +121,15 @@ def _check_two_observers(spec: Spec, rows: list[Rows]) -> None:
     training = build_training(TRIAL, VOCAB_SIZE)
     before = _hooks(training)
     first, second = _attach(training, spec), _attach(training, spec)
+    hooked = _hooks(training) != before
     apart = [_observed_step(training, first, 1)]
     first.close()
     apart.append(_observed_step(training, second, 2))
     second.close()
     _check(_same_rows(apart, rows[:2]), f"{spec}: two observers of one model must not share state")
     _check(_hooks(training) == before, f"{spec}: close must remove every hook")
+    declared = bool(plugins.declaration("monitors", spec.name).needs & {Need.ACTIVATIONS, Need.ATTENTION})  # type: ignore[attr-defined]
+    _check(hooked == declared, f"{spec}: needs must name ACTIVATIONS or ATTENTION exactly if it hooks modules")
 
 
 def _check_trains(spec: Spec, config: RunConfig) -> None:

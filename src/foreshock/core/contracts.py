@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,7 +62,7 @@ class Context:
 
 
 class Need(Enum):
-    """What a monitor or an intervention has to be given."""
+    """What a monitor has to be given; `foreshock.testing` checks that it takes no more than it declares."""
 
     ACTIVATIONS = auto()
     """Module outputs, through forward hooks."""
@@ -86,8 +86,6 @@ class Intervention:
 
     conflicts: ClassVar[frozenset[str]] = frozenset()
     """Names of interventions it cannot be combined with."""
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    """What it has to be given."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options under which it changes no bit of a run; None if there are none."""
     semantics: ClassVar[int] = 1
@@ -177,13 +175,3 @@ class AttentionCall:
     """Transform of the attention logits before the probabilities."""
     probability: Callable[[Tensor], Tensor] | None = None
     """What turns masked scores (-inf where masked) into weights; None is the softmax."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionMaxima:
-    """Where a kernel gives only maxima: the largest attention logit per head, and how it was obtained."""
-
-    values_H: Tensor
-    """Largest attention logit per head over batch, queries and keys."""
-    method: Literal["exact", "sample", "bound"]
-    """How far the number can be trusted."""

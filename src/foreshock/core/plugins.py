@@ -6,9 +6,12 @@ own plug-in is named `package.module:Class` and needs no installation beyond bei
 """
 
 import dataclasses
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+from pathlib import Path
 from typing import Any, cast
 
 from foreshock.core.config import Spec, convert, field_types
@@ -56,7 +59,12 @@ def load(family: str, spec: Spec) -> Any:
         if key not in known:
             raise unknown(f"option of {spec.name}", key, list(known))
         values[key] = convert(known[key], value, f"{spec.name}:{key}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(
+            f"cannot build {_singular(family)} {spec}: {error}; give the option as {spec.name}:…"
+        ) from error
 
 
 def resolve(family: str, spec: Spec) -> Spec:
@@ -66,22 +74,46 @@ def resolve(family: str, spec: Spec) -> Spec:
 
 
 def shorten(family: str, spec: Spec) -> Spec:
-    """The spec with the options that equal their defaults left out; the inverse of `resolve`."""
+    """The spec with the options that equal their defaults left out; the inverse of `resolve`.
+
+    A user's own plug-in that is not importable here stays as it is: records are read where they were not made.
+    """
+    if ":" in spec.name and not is_importable(spec.name):
+        return spec
     defaults = {f.name: f.default for f in dataclasses.fields(declaration(family, spec.name))}
     return Spec(spec.name, {k: v for k, v in spec.options.items() if v != defaults.get(k, dataclasses.MISSING)})
+
+
+def is_importable(name: str) -> bool:
+    """Whether the module of `package.module:Class` can be found here."""
+    try:
+        return importlib.util.find_spec(name.partition(":")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def source_digest(name: str) -> str:
+    """SHA-256 of the file that holds `package.module:Class`: a user's own code has no semantics version."""
+    found = importlib.util.find_spec(name.partition(":")[0])
+    if found is None or found.origin is None:
+        raise ConfigError(f"{name!r} has no source file; give an importable package.module:Class")
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
 
 
 def _foreign(family: str, name: str) -> type:
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"cannot load {_singular(family)} {name!r}: {error}; give an importable package.module:Class"
+            f"cannot load {_singular(family)} {name!r}: {error}; give an importable package.module:Class, "
+            "with its folder on PYTHONPATH"
         ) from error
-    if not dataclasses.is_dataclass(found):
-        raise ConfigError(f"{name!r} must be a frozen dataclass, see CONTRIBUTING.md")
-    return cast(type, found)
+    base = declaration(family, names(family)[0]).__mro__[1]
+    if not (dataclasses.is_dataclass(found) and isinstance(found, type) and issubclass(found, base)):
+        like = "" if base is object else f" derived from {base.__name__}"
+        raise ConfigError(f"{name!r} must be a frozen dataclass{like} to be a {_singular(family)}, see CONTRIBUTING.md")
+    return found
 
 
 def _singular(family: str) -> str:

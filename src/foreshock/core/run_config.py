@@ -5,6 +5,7 @@ writes down and is outside the run id; everything else determines the bits.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -270,17 +271,32 @@ def edited(config: RunConfig) -> RunConfig:
 def run_id(config: RunConfig, data_hash: str) -> str:
     """Twelve hex digits that change exactly when the bits of a run may change.
 
-    Hash of the resolved config before any `edit_config` and without `record`, the hash of the tokens used, and
-    the semantics versions of the components and interventions involved.
+    Hash of the resolved config before any `edit_config` and without `record`, the hash of the tokens used, the
+    semantics versions of the components and interventions involved, and the source of the user's own plug-ins.
     """
-    specs = config.interventions
-    semantics = SEMANTICS | {s.name: plugin_loader.declaration("interventions", s.name).semantics for s in specs}  # type: ignore[attr-defined]
+    semantics: dict[str, Any] = dict(SEMANTICS)
+    for spec in config.interventions:
+        semantics[spec.name] = plugin_loader.load("interventions", spec).semantics
+    for name in _names_of_plugins(replace(config, record=RecordConfig(monitors=()))):
+        if ":" in name:
+            semantics[f"{name} source"] = plugin_loader.source_digest(name)
     return digest({**bits_of(config), "data_hash": data_hash, "semantics": semantics})
 
 
 def bits_of(config: RunConfig) -> dict[str, Any]:
     """The resolved config as JSON without `record`: what determines the bits."""
     return {key: value for key, value in to_json(resolve(config)).items() if key != "record"}
+
+
+def _names_of_plugins(config: Any) -> Iterator[str]:
+    """The name of every plug-in in a config, through nested sections."""
+    for name in field_types(type(config)):
+        value = getattr(config, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Spec):
+                yield item.name
+            elif hasattr(type(item), "__dataclass_fields__"):
+                yield from _names_of_plugins(item)
 
 
 def _resolve_specs(config: Any) -> Any:

@@ -40,8 +40,8 @@ class Checkpoint:
     """Optimizer steps done."""
     payload: bytes
     """What `save_checkpoint` was given."""
-    lengths: Mapping[str, int]
-    """Byte length of each JSON-lines file when it was saved."""
+    metrics_length: int
+    """Byte length of metrics.jsonl when it was saved."""
 
 
 class RunFolder:
@@ -93,9 +93,11 @@ class RunFolder:
         files.write_json(self.path / "manifest.json", {"format": FORMAT, **manifest})
 
     def status(self) -> dict[str, Any]:
-        """The last status written; `queued` before the first."""
-        path = self.path / "status.json"
-        return dict(files.read_json(path)) if path.exists() else {"status": "queued"}
+        """The last status written; `queued` before the first, or if it cannot be read."""
+        try:
+            return dict(files.read_json(self.path / "status.json"))
+        except RunFolderError:  # absent or damaged: the checkpoints know where the run stands
+            return {"status": "queued"}
 
     def write_status(self, status: Status, **facts: Any) -> None:
         """Replace the status, stamped with process, host and the time in seconds since the epoch."""
@@ -124,40 +126,46 @@ class RunFolder:
         `healthy` says that training was finite when it was saved. The sidecar is written last: without it, or
         with a wrong checksum, the checkpoint does not count.
         """
-        for log in _LOGS:
-            os.fsync(self._log(log).fileno())
-        lengths = {log: (self.path / log).stat().st_size for log in _LOGS}
+        log = self._log("metrics.jsonl")
+        os.fsync(log.fileno())
         stem = self.checkpoints / f"step_{step:08d}"
         files.write_atomic(stem.with_suffix(".pt"), payload)
-        facts = {"step": step, "sha256": _sha256(payload), "healthy": healthy, "lengths": lengths}
+        facts = {"step": step, "sha256": _sha256(payload), "healthy": healthy, "metrics_length": log.tell()}
         files.write_json(stem.with_suffix(".json"), facts)
         self._rotate()
 
-    def healthy_checkpoints(self) -> Iterator[Checkpoint]:
-        """Checkpoints whose checksum holds, newest first; a damaged one is recorded as an event and passed over."""
-        for sidecar in self._sidecars():
-            facts = files.read_json(sidecar)
-            payload_path = sidecar.with_suffix(".pt")
-            payload = payload_path.read_bytes() if payload_path.exists() else b""
-            if _sha256(payload) == facts["sha256"]:
-                yield Checkpoint(step=facts["step"], payload=payload, lengths=facts["lengths"])
-            else:
-                self.append_event("checkpoint_rejected", step=facts["step"], reason="checksum does not match")
+    def sound_checkpoints(self) -> Iterator[Checkpoint]:
+        """Checkpoints a run can resume from, newest first; a damaged one is recorded as an event and passed over.
 
-    def truncate_to(self, lengths: Mapping[str, int]) -> None:
+        Sound means that the sidecar can be read, the checksum holds, and the metrics logged before it are there.
+        """
+        for sidecar in self._sidecars():
+            try:
+                yield self._sound(sidecar)
+            except (RunFolderError, KeyError) as error:
+                self.append_event("checkpoint_rejected", step=_step_of(sidecar), reason=str(error))
+
+    def truncate_to(self, metrics_length: int) -> None:
         """Cut metrics back to a checkpoint, so that no step appears twice; events keep their history."""
         self.close()
         with (self.path / "metrics.jsonl").open("ab") as file:
-            file.truncate(lengths["metrics.jsonl"])
+            file.truncate(metrics_length)
 
-    def mend_logs(self) -> None:
-        """Cut off a torn last line of each log, so that appending starts on a line of its own."""
+    def mend(self) -> None:
+        """Clear up after a kill: cut off the torn last line of each log, remove half-written files.
+
+        Only for the holder of the lock.
+        """
         self.close()
         for name in _LOGS:
             with (self.path / name).open("a+b") as file:
                 file.seek(0)
                 content = file.read()
                 file.truncate(content.rfind(b"\n") + 1)
+        whole = {sidecar.stem for sidecar in self._sidecars()}
+        halves = [p for p in self.checkpoints.glob("step_*.pt") if p.stem not in whole]
+        for leftover in [*halves, *self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+            leftover.unlink()
 
     def drop_checkpoints(self, keep: int = 0) -> None:
         """Remove all checkpoints but the newest `keep`."""
@@ -179,9 +187,20 @@ class RunFolder:
         found = [p for p in self.checkpoints.glob("step_*.json") if _CHECKPOINT.fullmatch(p.name)]
         return sorted(found, reverse=True)
 
+    def _sound(self, sidecar: Path) -> Checkpoint:
+        facts = files.read_json(sidecar)
+        payload_path = sidecar.with_suffix(".pt")
+        payload = payload_path.read_bytes() if payload_path.exists() else b""
+        if _sha256(payload) != facts["sha256"]:
+            raise RunFolderError("checksum does not match")
+        checkpoint = Checkpoint(step=facts["step"], payload=payload, metrics_length=facts["metrics_length"])
+        if (self.path / "metrics.jsonl").stat().st_size < checkpoint.metrics_length:
+            raise RunFolderError("metrics logged before it are missing")
+        return checkpoint
+
     def _rotate(self) -> None:
         sidecars = self._sidecars()
-        newest_healthy = next((p for p in sidecars if files.read_json(p)["healthy"]), None)
+        newest_healthy = next((p for p in sidecars if _is_healthy(p)), None)
         for sidecar in sidecars[2:]:
             if sidecar != newest_healthy:
                 self._remove(sidecar)
@@ -189,6 +208,17 @@ class RunFolder:
     def _remove(self, sidecar: Path) -> None:
         sidecar.unlink()
         sidecar.with_suffix(".pt").unlink(missing_ok=True)
+
+
+def _step_of(sidecar: Path) -> int:
+    return int(sidecar.stem.removeprefix("step_"))
+
+
+def _is_healthy(sidecar: Path) -> bool:
+    try:
+        return bool(files.read_json(sidecar)["healthy"])
+    except (RunFolderError, KeyError):
+        return False
 
 
 def _sha256(payload: bytes) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from foreshock.core.contracts import Intervention, Need, StepInfo
+from foreshock.core.contracts import Intervention, StepInfo
 from foreshock.core.errors import require
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ class ZLoss(Intervention):
     output logits and its gradient, in fp32.
     """
 
-    needs: ClassVar = frozenset({Need.LOGITS})
     neutral: ClassVar = {"weight": 0.0}
 
     weight: float = 1e-4

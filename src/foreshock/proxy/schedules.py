@@ -18,7 +18,7 @@ def schedule_factor(step: int, steps: int, lr: float, config: ScheduleConfig) ->
     if step <= warmup:
         return step / warmup
     floor = min(1.0, config.min_lr / lr)
-    start = round((1 - config.decay_fraction) * steps) if config.name == "wsd" else warmup
+    start = max(warmup, round((1 - config.decay_fraction) * steps)) if config.name == "wsd" else warmup
     progress = max(0.0, (step - start) / max(1, steps - start))
     if config.name == "constant":
         return 1.0

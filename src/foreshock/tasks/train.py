@@ -7,7 +7,7 @@ import torch
 from foreshock.core.config import from_json
 from foreshock.core.errors import DataError
 from foreshock.core.manifest import environment
-from foreshock.core.run_config import RunConfig
+from foreshock.core.run_config import RunConfig, run_id
 from foreshock.core.run_folder import RunFolder, Status
 from foreshock.proxy.data.bigram import bigram_of
 from foreshock.proxy.data.prepare import TokenData, compare_manifests, prepare
@@ -25,7 +25,7 @@ def run(folder: RunFolder, stop: Callable[[], bool]) -> Status:
     data = prepare(config.data, config.train)
     check_same_tokens(folder, data)
     training = build_training(config, data.vocab_size)
-    folder.write_manifest(manifest(training, data))
+    folder.write_manifest({"run_id": run_id(config, data.hash), **manifest(training, data)})
     return Loop(folder, training, data).run(stop)
 
 

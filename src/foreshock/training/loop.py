@@ -54,21 +54,18 @@ class Clock:
     """Seconds of each logged step."""
     unlogged: list[float] = field(default_factory=list)
     """Seconds of each unlogged step."""
-    steps: int = 0
-    """Steps since the last reading."""
-    started: float = field(default_factory=time.perf_counter)
-    """When the last reading was."""
+    unread: list[float] = field(default_factory=list)
+    """Seconds of each step since the last reading."""
 
     def read(self) -> float:
-        """Mean seconds a step since the last reading; 0 at the first."""
-        now, steps = time.perf_counter(), self.steps
-        mean = (now - self.started) / steps if steps else 0.0
-        self.started, self.steps = now, 0
+        """Mean seconds a step since the last reading, checkpoints and evaluations left out; 0 at the first."""
+        mean = sum(self.unread) / len(self.unread) if self.unread else 0.0
+        self.unread.clear()
         return mean
 
     def add(self, seconds: float, *, logged: bool) -> None:
         """Count one step."""
-        self.steps += 1
+        self.unread.append(seconds)
         (self.logged if logged else self.unlogged).append(seconds)
 
     def monitor_share(self, log_every: int) -> float:
@@ -110,14 +107,14 @@ class Loop:
         return self._finish("done" if finite else "diverged", None if finite else "held-out loss is not finite")
 
     def _start_or_resume(self) -> None:
-        self.folder.mend_logs()
-        for checkpoint in self.folder.healthy_checkpoints():
+        self.folder.mend()
+        for checkpoint in self.folder.sound_checkpoints():
             self.progress = Progress(**unpack(self.training, checkpoint.payload))
             self.loss_sum.fill_(self.progress.loss_sum)
-            self.folder.truncate_to(checkpoint.lengths)
+            self.folder.truncate_to(checkpoint.metrics_length)
             self.folder.append_event("resumed", step=checkpoint.step)
             return
-        self.folder.truncate_to({"metrics.jsonl": 0})
+        self.folder.truncate_to(0)
         self.folder.append_event("started")
         self.progress.loss_init = self.progress.loss_held_out = evaluate(self.training, self.held_out)
         self.folder.append_metrics({"step": 0, "loss/held_out": self.progress.loss_init})

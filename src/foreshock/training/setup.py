@@ -33,6 +33,8 @@ class Training:
     """The optimizer."""
     interventions: dict[str, Intervention]
     """Runtimes by name, in the order of the config."""
+    before_update: tuple[Intervention, ...]
+    """Those of them that act between the backward pass and clipping."""
     panel: Panel
     """The monitors."""
     device: torch.device
@@ -83,6 +85,9 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
         forward=torch.compile(model) if config.runtime.compile else model,
         optimizer=optimizer,
         interventions=interventions,
+        before_update=tuple(
+            i for i in interventions.values() if type(i).before_update is not Intervention.before_update
+        ),
         device=device,
     )
 

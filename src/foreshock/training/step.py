@@ -64,15 +64,17 @@ def _update(training: Training, info: StepInfo, logged: bool) -> None:
     info.grad_norm = torch.nn.utils.get_total_norm(gradients)
     if logged:
         training.panel.gradients(info)
-    keep = None
-    for intervention in training.interventions.values():
+    keep, norm = None, info.grad_norm
+    for intervention in training.before_update:
         wanted = intervention.before_update(info)
         if wanted is not None:
             keep = wanted if keep is None else keep * wanted
-    info.clip_factor = torch.ones_like(info.grad_norm)
+    if training.before_update:  # the gradients may be others now; the recorded norm stays that of the raw ones
+        norm = torch.nn.utils.get_total_norm(gradients)
+    info.clip_factor = torch.ones_like(norm)
     clip_norm = training.config.optim.clip_norm
     if clip_norm is not None:
-        info.clip_factor = (clip_norm / (info.grad_norm + 1e-6)).clamp(max=1.0)
+        info.clip_factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, info.clip_factor)
     if keep is None:
         training.optimizer.step()
