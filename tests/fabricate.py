@@ -96,15 +96,17 @@ def fabricate_study(
         "lrs": list(lrs),
         "seeds": list(seeds),
     }
-    files.write_json(path / "study.json", study)
+    run_ids = []
     for arm in arms:
         for width, depth in sizes:
             for lr in lrs:
                 for seed in seeds:
                     planned = Planned(arm=arm, width=width, depth=depth, lr=lr, seed=seed, steps=steps)
                     config = _config(base, planned)
-                    folder = RunFolder(path / "runs" / run_id(config, data_hash))
+                    run_ids.append(run_id(config, data_hash))
+                    folder = RunFolder(path / "runs" / run_ids[-1])
                     fabricate_run(folder, config, planned, plant(planned), data_hash=data_hash)
+    files.write_json(path / "study.json", study | {"run_ids": run_ids})
     return path
 
 
@@ -113,14 +115,15 @@ def fabricate_run(
 ) -> None:
     """Write one run folder, whole."""
     folder.create(to_json(resolve(config)))
-    folder.write_manifest(_manifest(config, planned, data_hash))
+    folder.write_manifest({"run_id": run_id(config, data_hash), **_manifest(config, planned, data_hash)})
     done = config.train.steps if planted.steps is None else planted.steps
     for row in _rows(config, planned, planted, done):
         folder.append_metrics(row)
     folder.append_event("started")
     folder.close()
     facts = {"step": done, "steps": config.train.steps, "wall_s": 0.05 * done, "early_stop": planted.early_stop}
-    folder.write_status(planted.status, **facts)  # type: ignore[arg-type]
+    losses = {"loss_init": LOSS_INIT, "loss_held_out": planted.final}
+    folder.write_status(planted.status, **facts, **losses)  # type: ignore[arg-type]
 
 
 def _config(base: RunConfig, planned: Planned) -> RunConfig:

@@ -14,8 +14,8 @@ from foreshock.analysis.metrics import METRICS_SCHEMA
 from foreshock.analysis.tables import read_metrics, read_runs, write_tables
 from foreshock.core import files
 from foreshock.core.config import to_json
-from foreshock.core.errors import ConfigError, RunFolderError
-from foreshock.core.run_config import RunConfig, resolve
+from foreshock.core.errors import RunFolderError
+from foreshock.core.run_config import RunConfig, resolve, run_id
 from foreshock.core.run_folder import RunFolder
 from tests.fabricate import Planned, Planted, fabricate_run, fabricate_study
 
@@ -135,6 +135,75 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     assert rows_of(read_metrics(folder)) == expected
 
 
+def tear(run: Path) -> None:
+    """Cut the last line of a run's metrics in half."""
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
+
+
+def test_a_finished_run_with_a_torn_end_keeps_the_final_loss_of_its_status(tmp_path: Path) -> None:
+    finals = {1e-3: 2.4, 1e-2: 2.0, 1e-1: math.inf}
+    folder = fabricate_study(
+        tmp_path / "s", **SMALL | {"lrs": list(finals)}, plant=lambda run: Planted(final=finals[run.lr])
+    )
+    whole = read_runs(folder)
+    assert not whole["torn"].any()
+    for run in (folder / "runs").iterdir():
+        rows = RunFolder(run).metrics()
+        rows[2]["loss/held_out"] = 2.9  # an earlier evaluation, which is not the final loss
+        (run / "metrics.jsonl").unlink()
+        log = RunFolder(run)
+        for row in rows:
+            log.append_metrics(row)
+        log.close()
+        tear(run)
+    torn = read_runs(folder)
+    assert torn["torn"].all()
+    assert torn.sort("lr")["loss_final"].to_list() == [2.4, 2.0, math.inf]
+    assert torn["outcome"].to_list() == whole["outcome"].to_list()
+
+
+def test_a_torn_end_without_a_loss_in_the_status_is_no_final_loss(tmp_path: Path) -> None:
+    folder = fabricate_study(tmp_path / "s", **SMALL)
+    for run in (folder / "runs").iterdir():
+        tear(run)
+        RunFolder(run).write_status("done", step=40)
+    assert read_runs(folder)["loss_final"].to_list() == [None, None]
+
+
+def test_an_unfinished_run_with_a_torn_end_is_not_called_torn(tmp_path: Path) -> None:
+    folder = fabricate_study(tmp_path / "s", **SMALL, plant=lambda run: Planted(final=2.0, status="running", steps=20))
+    for run in (folder / "runs").iterdir():
+        tear(run)
+    assert read_runs(folder).select("torn", "loss_final").rows() == [(False, None)] * 2
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_planned_runs_are_those_found_and_those_never_started(tmp_path: Path, ids: bool) -> None:
+    folder = fabricate_study(tmp_path / "s", **SMALL)
+    study = files.read_json(folder / "study.json")
+    files.write_json(folder / "study.json", {k: v for k, v in study.items() if ids or k != "run_ids"})
+    assert read_runs(folder)["planned_runs"].to_list() == [2, 2]
+    shutil.rmtree(folder / "runs" / study["run_ids"][0])
+    assert read_runs(folder)["planned_runs"].to_list() == [2]
+    assert not write_tables(folder).sensitivity["complete"].any()
+
+
+def test_a_run_that_two_studies_share_is_planned_once(tmp_path: Path) -> None:
+    one = fabricate_study(tmp_path / "one", **SMALL)
+    other = fabricate_study(tmp_path / "other", **SMALL | {"lrs": [1e-1, 1.0]})
+    runs = read_runs([one, other])
+    assert runs["lr"].to_list() == [1e-2, 1e-1, 1.0]
+    assert runs["planned_runs"].unique().to_list() == [3]
+    shared = (set(files.read_json(f / "study.json")["run_ids"]) for f in (one, other))
+    (common,) = set.intersection(*shared)
+    shutil.rmtree(one / "runs" / common)
+    assert read_runs([one, other])["planned_runs"].unique().to_list() == [3]
+    shutil.rmtree(other / "runs" / common)
+    runs = read_runs([one, other])
+    assert (runs.height, runs["planned_runs"][0]) == (2, 3)
+
+
 def test_an_altered_metrics_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     folder = fabricate_study(tmp_path / "s", **SMALL)
     run = next((folder / "runs").iterdir())
@@ -242,8 +311,41 @@ def test_a_single_run_folder_is_accepted(tmp_path: Path) -> None:
     planned = Planned(arm="none", width=64, depth=3, lr=0.01, seed=0, steps=250)
     fabricate_run(RunFolder(tmp_path / "lone"), config, planned, Planted(final=2.0))
     row = read_runs(tmp_path / "lone").row(0, named=True)
-    assert (row["run_id"], row["arm"], row["outcome"], row["loss_final"]) == ("lone", "none", "stable", 2.0)
+    assert (row["run_id"], row["arm"], row["outcome"], row["loss_final"]) == (
+        run_id(config, "feed5eed"),
+        "none",
+        "stable",
+        2.0,
+    )
     assert write_tables(tmp_path / "lone").runs.height == 1
+
+
+def lone_run(path: Path, *, seed: int, manifest: bool) -> Path:
+    """A run folder outside any study; an older one has no id in its manifest."""
+    base = RunConfig()
+    config = replace(base, train=replace(base.train, seed=seed))
+    planned = Planned(arm="none", width=64, depth=3, lr=0.01, seed=seed, steps=250)
+    folder = RunFolder(path)
+    fabricate_run(folder, config, planned, Planted(final=2.0 + seed))
+    if not manifest:
+        folder.write_manifest({key: value for key, value in folder.manifest().items() if key != "run_id"})
+    return path
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_lone_runs_in_folders_of_one_name_are_two_runs(tmp_path: Path, manifest: bool) -> None:
+    lone = [lone_run(tmp_path / name / "run", seed=seed, manifest=manifest) for seed, name in enumerate("AB")]
+    for _ in range(2):  # read, then from the cache
+        runs = read_runs(lone).sort("seed")
+        assert runs["loss_final"].to_list() == [2.0, 3.0]
+        assert runs["run_id"].n_unique() == 2
+        assert runs["planned_runs"].to_list() == [2, 2]
+
+
+def test_a_lone_run_without_an_id_can_be_moved_with_its_cache(tmp_path: Path) -> None:
+    read_runs(lone_run(tmp_path / "here", seed=0, manifest=False))
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    assert read_runs(moved)["loss_final"].to_list() == [2.0]
 
 
 @pytest.mark.parametrize("make", ["missing", "empty", "study without runs"])
@@ -261,7 +363,7 @@ def test_newer_formats_are_refused(tmp_path: Path) -> None:
     folder = fabricate_study(tmp_path / "s", **SMALL)
     study = files.read_json(folder / "study.json")
     files.write_json(folder / "study.json", study | {"format": 99})
-    with pytest.raises(ConfigError, match="newer"):
+    with pytest.raises(RunFolderError, match="newer"):
         read_runs(folder)
     files.write_json(folder / "study.json", study)
     RunFolder(next((folder / "runs").iterdir())).write_manifest({"format": 99})

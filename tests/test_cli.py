@@ -1,6 +1,8 @@
 """The command line: what it refuses, what it prints, what it leaves on disk."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +44,7 @@ def out(tmp_path: Path) -> Path:
 
 BAD = {
     "unknown recipe": (["quik"], "quick"),
-    "unknown option": (["--sise", "32x2"], "--sise"),
+    "unknown option": (["--sise", "32x2"], "did you mean '--sizes'"),
     "unknown field": (["--set", "optim.weight_deca=0"], "optim.weight_decay"),
     "unknown section": (["--set", "optm.lr=0"], "optim"),
     "unknown intervention": (["--interventions", "none", "qknorm"], "qk_norm"),
@@ -55,7 +57,13 @@ BAD = {
     "LR negative": (["--lrs", "1e-3", "-1"], "lr"),
     "LR nan": (["--lrs", "nan"], "optim.lr"),
     "LR inf": (["--lrs", "inf"], "optim.lr"),
-    "LR no number": (["--lrs", "fast"], "lrs"),
+    "LR no number": (["--lrs", "fast"], "--lrs: cannot read 'fast'; write numbers, as in --lrs 1e-3 1e-2"),
+    "seed no number": (["--seeds", "0", "1.5"], "--seeds: cannot read '1.5'; write whole numbers"),
+    "steps no whole number": (["--steps", "1e3"], "--steps: cannot read '1e3'"),
+    "batch no number": (["--batch-size", "x"], "--batch-size: cannot read 'x'"),
+    "sequence no number": (["--seq-len", "x"], "--seq-len: cannot read 'x'"),
+    "workers no number": (["--workers", "x"], "--workers: cannot read 'x'"),
+    "a + in a value": (["--interventions", "data.source=text:path=a+b.txt"], "in double quotes"),
     "LR none": (["--lrs"], "lrs"),
     "LR by --set": (["--set", "optim.lr=1"], "--lrs"),
     "width no multiple of the head dimension": (["--sizes", "33x2"], "model.width"),
@@ -63,6 +71,7 @@ BAD = {
     "odd head dimension": (["--sizes", "30x2x2"], "head dimension"),
     "depth zero": (["--sizes", "32x0"], "model.depth"),
     "size unreadable": (["--sizes", "big"], "WIDTHxDEPTH"),
+    "ladder unknown": (["--sizes", "width"], "width-only"),
     "warm-up longer than training": (["--set", "schedule.warmup=1.5"], "schedule.warmup"),
     "steps zero": (["--steps", "0"], "train.steps"),
     "batch zero": (["--batch-size", "0"], "data.batch_size"),
@@ -116,8 +125,9 @@ def test_a_corpus_smaller_than_a_batch_is_refused(
     assert not out.exists()
 
 
-def test_an_error_is_one_line(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("study", "--out", str(out), *TINY, "--set", "optim.weight_deca=[0]") == 2
+@pytest.mark.parametrize("arguments", [["--set", "optim.weight_deca=[0]"], ["--lrs", "fast"], ["--sise", "1x1"]])
+def test_an_error_is_one_line(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("study", "--out", str(out), *TINY, *arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -164,6 +174,62 @@ def test_folders_of_a_newer_format_are_refused(out: Path, capsys: pytest.Capture
     files.write_json(out / "runs/abc/manifest.json", {"format": 99})
     assert run("study", "--out", str(out), *TINY) == 2
     assert "newer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [[], {"format": "2"}])
+def test_a_damaged_study_file_is_refused(content: object, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out.mkdir()
+    files.write_json(out / "study.json", content)
+    assert run("study", "--out", str(out), *TINY) == 2
+    assert "restore the file, or remove it" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["study.json"]
+
+
+def test_a_study_and_a_single_run_do_not_share_a_folder(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    files.write_json(config, {"data": {"source": "synthetic-v1"}})
+    (out / "runs").mkdir(parents=True)
+    assert run("train", str(config), "--out", str(out)) == 2
+    assert "folder of a study; choose another --out" in capsys.readouterr().err
+    (out / "runs").rmdir()
+    files.write_json(out / "study.json", {"format": 1})
+    assert run("train", str(config), "--out", str(out)) == 2
+    (out / "study.json").rename(out / "config.json")
+    assert run("study", "--out", str(out), *TINY) == 2
+    assert "folder of a single run; choose another --out" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_during_the_imports_stops_with_one_line(number: str) -> None:
+    script = f"""
+import importlib.abc, os, signal, sys
+from foreshock.cli.main import main
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "tyro":
+            os.kill(os.getpid(), signal.{number})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main(["study", "--dry-run"]))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "stopped; the same command goes on\n")
+
+
+def test_sigterm_while_data_are_prepared_stops_with_one_line(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("foreshock.study.plan.prepare", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+    assert run("study", "--out", str(out), *TINY) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("found", ["2.10.1", None])
@@ -227,10 +293,18 @@ def test_settings_may_be_given_together_or_apart(out: Path, capsys: pytest.Captu
     }
 
 
+def test_what_is_given_twice_counts_once(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = ["--lrs", "0.01", "1e-2", "0.1", "--seeds", "0", "0", "--interventions", "none", "optim.weight_decay=1e-4"]
+    arguments = ["study", "--out", str(out), *TINY, *twice, "--sizes", "depth-only", "64x4", "--dry-run", "--json"]
+    assert run(*arguments) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["by_arm_and_size"] == {"none": {"64x1": 2, "64x2": 2, "64x4": 2, "64x8": 2}}
+
+
 def test_a_study_end_to_end_and_again(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = ["--interventions", "none", "qk_norm", "--lrs", "1e-3", "1e-2", "1e-1"]
+    grid = ["--interventions", "none", "qk_norm", "qk_norm", "--lrs", "1e-3", "1e-2", "1e-1", "0.01"]
     arguments = ["study", "--out", str(out), *TINY, *grid]
     assert run(*arguments, "--json") == 0
     said = capsys.readouterr()
@@ -242,13 +316,14 @@ def test_a_study_end_to_end_and_again(
     assert facts["failures"] == []
     assert Path(facts["report"]) == out / "report.html"
     assert (out / "report.html").stat().st_size > 0
+    assert sorted(files.read_json(out / "study.json")["run_ids"]) == sorted(p.name for p in (out / "runs").iterdir())
     header = (out / "tables/runs.csv").read_text().splitlines()[0]
     assert header.startswith("run_id,arm,interventions,width,depth,heads,params,lr,seed,status,outcome,steps,tokens")
     files_of_runs = [path for path in out.glob("runs/*/*") if path.name != "lock"]
     stamps = [path.stat().st_mtime_ns for path in files_of_runs]
 
     pages: list[object] = []  # a page takes seconds to write; one was written above
-    monkeypatch.setattr("foreshock.report.page.write_report", lambda *given: pages.append(given) or out / "page")
+    monkeypatch.setattr("foreshock.report.page.write_report", lambda *given, **_: pages.append(given) or out / "page")
     assert run(*arguments) == 0
     said = capsys.readouterr()
     assert "6 finished already" in said.out
@@ -281,7 +356,7 @@ def test_one_run_from_a_config_file(tmp_path: Path, out: Path, capsys: pytest.Ca
 
     files.write_json(config, {"model": {"width": 32, "depth": 1, "heads": 1}, "data": {"source": "synthetic-v1"}})
     assert run("train", str(config), "--out", str(out)) == 2
-    assert "another config" in capsys.readouterr().err
+    assert "differs in data.batch_size, data.seq_len, model.width, train.eval_batches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

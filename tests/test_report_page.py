@@ -10,11 +10,15 @@ from typing import Any
 import polars as pl
 import pytest
 
+from foreshock.analysis.tables import read_runs, write_tables
+from foreshock.cli.main import main
+from foreshock.core import files
 from foreshock.core.errors import ConfigError, RunFolderError
 from foreshock.report import facts
 from foreshock.report.figures import SECTIONS
 from foreshock.report.page import embedded, write_report
 from foreshock.report.run_table import COLUMNS, run_table
+from foreshock.report.vega import libraries
 from tests.fabricate import Planned, Planted, fabricate_study, plausible
 
 SMALL: dict[str, Any] = {"sizes": ((32, 2), (64, 3)), "lrs": (1e-3, 1e-2, 1e-1)}
@@ -148,6 +152,11 @@ def test_settings_tell_shared_from_varying(page: Page) -> None:
     assert [s.values for s in values] == [("0.1", "1"), ("b", "a")]
 
 
+def test_text_settings_stand_as_they_are() -> None:
+    found = facts.settings([{"torch": "2.13.0+cpu", "split": "5 % of documents, by hash"}])
+    assert [s.values for s in found] == [("2.13.0+cpu",), ("5 % of documents, by hash",)]
+
+
 def test_a_plugin_is_one_setting() -> None:
     z_loss = {"name": "z_loss", "options": {"weight": 1e-3}}
     found = facts.settings([{"mlp": {"name": "gelu", "options": {}}, "interventions": [z_loss], "tier": 4_000_000}])
@@ -217,6 +226,81 @@ def test_bad_requests_leave_the_disk_alone(tmp_path: Path) -> None:
         write_report([tmp_path / "nowhere"], out=tmp_path / "x.html")
     assert sorted(study.rglob("*")) == before
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_page_needs_no_plugin_of_the_user(tmp_path: Path) -> None:
+    study = fabricate_study(tmp_path / "s", arms=("none",), sizes=((32, 2),), lrs=(1e-3, 1e-2))
+    mine = {"interventions": [{"name": "mymod:Mine", "options": {"factor": 2}}]}
+    for config in (study / "runs").glob("*/config.json"):
+        files.write_json(config, files.read_json(config) | mine)
+    tables = write_tables(study)
+    assert tables.runs["arm"].unique().to_list() == ["mymod:Mine:factor=2"]
+    page = Page(write_report([study], tables=tables))
+    assert "2 of 2" in page.text
+    assert "mymod:Mine:factor=2" in page.text
+
+
+def command(*argv: object) -> int:
+    return main(["report", *map(str, argv)])
+
+
+def test_a_folder_is_refused_as_page_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = fabricate_study(tmp_path / "s", arms=("none",), sizes=((32, 2),), lrs=(1e-2,))
+    before = sorted(study.rglob("*"))
+    assert command(study, "--out", study / "runs") == 2
+    assert "is a folder; name a file" in capsys.readouterr().err
+    assert command(study, "--out", study / "study.json" / "page.html") == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert sorted(study.rglob("*")) == before
+
+
+def test_a_study_that_cannot_be_written_is_reported_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = fabricate_study(tmp_path / "s", arms=("none",), sizes=((32, 2),), lrs=(1e-2,))
+    (study / "tables").write_text("a file where the folder should be")
+    before = sorted(study.rglob("*"))
+    assert command(study, "--out", tmp_path / "page.html") == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f"no tables for {study}: cannot create")
+    assert said.err.count("\n") == 1
+    assert "1 of 1" in Page(tmp_path / "page.html").text
+    assert command(study) == 2
+    assert "tables" in capsys.readouterr().err
+    assert sorted(study.rglob("*")) == before
+
+
+def test_a_study_is_analysed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = fabricate_study(tmp_path / "s", arms=("none",), sizes=((32, 2),), lrs=(1e-2,))
+    calls: list[object] = []
+    monkeypatch.setattr("foreshock.analysis.tables.read_runs", lambda *given: calls.append(given) or read_runs(*given))
+    assert command(study) == 0
+    assert len(calls) == 1
+    assert (study / "tables/runs.csv").exists()
+
+
+def test_the_bundled_libraries_are_kept_and_a_damaged_copy_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def bundle(globals: str, vega_lite: str) -> str:
+        made.append(vega_lite)
+        return "a script;\nof two lines"
+
+    monkeypatch.setenv("FORESHOCK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("foreshock.report.vega.vl_convert.javascript_bundle", bundle)
+    assert [libraries() for _ in range(3)] == ["a script;\nof two lines"] * 3
+    assert len(made) == 1
+    (kept,) = (tmp_path / "cache/vega").iterdir()
+    for damaged in (b"", kept.read_bytes()[:-1], b"\xff\xfe"):
+        kept.write_bytes(damaged)
+        assert libraries() == "a script;\nof two lines"
+    assert len(made) == 4
+    monkeypatch.setenv("FORESHOCK_CACHE", str(kept))  # a file: nothing can be kept below it
+    assert libraries() == "a script;\nof two lines"
 
 
 def test_figures_are_written_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

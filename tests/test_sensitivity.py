@@ -148,7 +148,7 @@ def runs_table(rows: list[tuple[float, float | None, str | None]], **columns: ob
     """A runs table of one curve from (lr, final loss, outcome)."""
     lrs, losses, outcomes = zip(*rows, strict=True)
     size = {"width": 32, "depth": 2, "heads": 2, "params": 24576}
-    facts = {"arm": "none", "interventions": "none", **size, "seed": 0, "planned_lrs": None}
+    facts = {"arm": "none", "interventions": "none", **size, "seed": 0, "planned_lrs": None, "planned_runs": 0}
     kinds = {"lr": pl.Float64, "loss_final": pl.Float64, "outcome": pl.String}
     table = pl.DataFrame({"lr": lrs, "loss_final": losses, "outcome": outcomes}, schema=kinds)
     capped = pl.when(pl.col("loss_final").is_finite()).then(pl.col("loss_final")).otherwise(5.0)
@@ -189,7 +189,22 @@ def test_table_has_one_row_a_curve_and_uses_finished_runs_only() -> None:
 
 
 def test_a_curve_with_fewer_lrs_than_planned_is_incomplete() -> None:
-    assert sensitivity_table(runs_table([(1e-2, 2.0, "stable")], planned_lrs=7))["complete"].to_list() == [False]
+    assert sensitivity_table(runs_table([(1e-2, 2.0, "stable")], planned_lrs=7, planned_runs=7))[
+        "complete"
+    ].to_list() == [False]
+
+
+def test_a_curve_is_complete_when_every_planned_run_is_there_whatever_other_curves_have() -> None:
+    long = runs_table([(1e-2, 2.0, "stable"), (1e-1, 2.5, "degraded")], planned_lrs=2, planned_runs=3)
+    short = runs_table([(1e-2, 2.0, "stable")], planned_lrs=2, planned_runs=3, width=64)
+    table = sensitivity_table(pl.concat([long, short]))
+    assert table["complete"].to_list() == [True, True]
+    assert sorted(table["unstable_runs"]) == [0, 1]
+
+
+def test_unstable_runs_below_the_best_do_not_count() -> None:
+    rows = [(1e-3, 3.0, "diverged"), (1e-2, 2.0, "stable"), (1e-1, 2.5, "degraded"), (1.0, 3.0, "diverged")]
+    assert sensitivity_table(runs_table(rows))["unstable_runs"].to_list() == [2]
 
 
 def test_table_of_no_finished_run_is_empty() -> None:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreshock.core.arms import Arm, arm_name
-from foreshock.core.config import canonical_json, from_json
-from foreshock.core.errors import ConfigError
+from foreshock.core.config import Spec, canonical_json, from_json
+from foreshock.core.errors import ConfigError, RunFolderError
 from foreshock.core.run_config import RunConfig, bits_of, resolve
 from foreshock.study import recipes
 from foreshock.study.estimate import duration, estimate, measure, rough_seconds, shape_key
@@ -18,8 +18,10 @@ from foreshock.study.grid import (
     WIDTH_ONLY,
     Size,
     Study,
+    check_study_format,
     expand,
     override,
+    parse_sizes,
     shape_of,
     study_to_json,
     vary,
@@ -56,6 +58,13 @@ def test_ladders_keep_the_head_dimension_and_grow() -> None:
     assert len({size.width for size in DEPTH_ONLY}) == 1
 
 
+def test_ladders_are_given_by_name() -> None:
+    assert parse_sizes(["width-only", "40x2x4", "joint"]) == (*WIDTH_ONLY, Size.parse("40x2x4"), *JOINT)
+    assert parse_sizes(["depth-only"]) == DEPTH_ONLY
+    with pytest.raises(ConfigError, match="depth-only"):
+        parse_sizes(["depth"])
+
+
 def test_the_recipes_are_what_they_say() -> None:
     quick = expand(recipes.quick())
     assert len(quick) == 3 * 7 * 2
@@ -67,7 +76,6 @@ def test_the_recipes_are_what_they_say() -> None:
     assert arms_of(small) == ["none", "qk_norm", "qk_norm+optim.weight_decay=0", "qk_norm+z_loss"]
     for name in recipes.names():
         assert recipes.load(name).name == name
-        assert recipes.summary(name)
 
 
 def test_expansion_is_deterministic_and_longest_first_within_a_seed() -> None:
@@ -84,6 +92,71 @@ def test_equal_runs_are_listed_once() -> None:
         TINY, lrs=(1e-2, 0.01), seeds=(0, 0), arms=(Arm(), Arm.parse("none"), Arm.parse("optim.beta2=0.95"))
     )
     assert len(expand(twice)) == 1
+    assert (twice.lrs, twice.seeds, twice.arms) == ((1e-2,), (0,), (Arm(),))
+    assert replace(TINY, sizes=(*JOINT, *JOINT)).sizes == JOINT
+
+
+def test_arms_that_mean_the_same_are_one_arm_in_the_order_given() -> None:
+    texts = ("qk_norm", "none", "optim.weight_decay=1e-4", "qk_norm+optim.weight_decay=1e-4", "z_loss:weight=1e-4")
+    study = replace(TINY, arms=tuple(map(Arm.parse, (*texts, "z_loss"))))
+    assert [str(arm) for arm in study.arms] == ["qk_norm", "none", "z_loss:weight=0.0001"]
+    # What is the same is decided by the base recipe.
+    other = replace(TINY, base=override(TINY.base, ["optim.weight_decay=0"]), arms=tuple(map(Arm.parse, texts)))
+    assert [str(arm) for arm in other.arms] == [
+        "qk_norm",
+        "none",
+        "optim.weight_decay=0.0001",
+        "qk_norm+optim.weight_decay=0.0001",
+        "z_loss:weight=0.0001",
+    ]
+
+
+NAMES = st.from_regex(r"[A-Za-z_][a-z0-9_]{0,6}", fullmatch=True).filter(lambda name: name != "none")
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map(".".join)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = SCALARS | st.sampled_from(["a+b.txt", "1e+3", "a,b", "text:path=a+b", "1", "true", " x"]) | st.lists(SCALARS)
+SPECS = st.builds(Spec, NAMES | st.tuples(PATHS, NAMES).map(":".join), st.dictionaries(NAMES, VALUES, max_size=3))
+ARMS = st.builds(
+    lambda specs, overrides: Arm(
+        interventions=tuple(sorted(specs, key=str)), overrides=tuple(sorted(overrides.items()))
+    ),
+    st.lists(SPECS, max_size=3),
+    st.dictionaries(PATHS, VALUES, max_size=3),
+)
+
+
+@given(ARMS)
+def test_an_arm_reads_what_it_writes(arm: Arm) -> None:
+    assert Arm.parse(str(arm)) == arm
+
+
+@pytest.mark.parametrize("text", ['data.source=text:path="a+b.txt"', 'data.source="text:path=a+b.txt"'])
+def test_a_quoted_plus_is_part_of_a_value(text: str) -> None:
+    arm = Arm.parse(f"qk_norm + {text} + optim.eps=1e+3")
+    assert [spec.name for spec in arm.interventions] == ["qk_norm"]
+    assert dict(arm.overrides)["optim.eps"] == 1000
+    config = resolve(arm.apply(RunConfig()))
+    assert config.data.source.options["path"] == "a+b.txt"
+    named = Arm.parse(arm_name(config, resolve(RunConfig())))
+    assert resolve(named.apply(RunConfig())) == config
+
+
+@pytest.mark.parametrize("text", ["data.source=text:path=a+b.txt", "optim.beta2=0.9+optim.beta2=x"])
+def test_an_arm_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"in double quotes|must set optim\.beta2 once"):
+        Arm.parse(text)
+
+
+@pytest.mark.parametrize("content", [[], "x", None, {"format": "2"}, {"format": None}, {"format": 99}])
+def test_a_study_file_that_is_none_is_refused(content: object) -> None:
+    with pytest.raises(RunFolderError, match=r"restore the file, or remove it|upgrade foreshock"):
+        check_study_format(content, "study.json")
+
+
+def test_the_recipes_are_listed_by_name() -> None:
+    assert recipes.names() == ["quick", "small"]
+    with pytest.raises(ConfigError, match="did you mean 'quick'"):
+        recipes.load("quik")
 
 
 def test_an_option_at_its_default_is_the_same_arm() -> None:
@@ -178,10 +251,11 @@ def test_a_vary_of_what_an_arm_sets_or_of_the_record_is_refused() -> None:
 
 def test_study_json_gives_the_arms_and_the_base_back() -> None:
     study = vary(replace(TINY, arms=(Arm(), Arm.parse("z_loss:weight=1e-3"))), ["optim.weight_decay=0,1e-4"])
-    written = study_to_json(study)
+    written = study_to_json(study, ["a", "b"])
     read = replace(study, base=from_json(RunConfig, written["base"]), arms=tuple(map(Arm.parse, written["arms"])))
     assert [bits_of(c) for c in expand(read)] == [bits_of(c) for c in expand(study)]
     assert tuple(map(Size.parse, written["sizes"])) == study.sizes
+    assert written["run_ids"] == ["a", "b"]
 
 
 def test_the_estimate_fills_slots_in_order_and_trusts_measurements() -> None:

@@ -33,8 +33,8 @@ from foreshock.study.runner import run_plan
 
 out, steps = sys.argv[1:]
 options = Study(
-    data="synthetic-v1", sizes=("16x1", "32x1"), lrs=(1e-2, 1.0), interventions=("none", "qk_norm"), steps=int(steps),
-    batch_size=4, seq_len=32, set=(("record.checkpoint_every=20", "train.eval_every=50", "train.eval_batches=2"),),
+    data="synthetic-v1", sizes=("16x1", "32x1"), lrs=("1e-2", "1"), interventions=("none", "qk_norm"), steps=steps,
+    batch_size="4", seq_len="32", set=(("record.checkpoint_every=20", "train.eval_every=50", "train.eval_batches=2"),),
 )
 result = run_plan(make_plan(options.study(), out, workers=1))
 sys.exit(len(result.failures))

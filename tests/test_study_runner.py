@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 
 from foreshock.core.config import Spec, to_json
-from foreshock.core.run_config import RecordConfig, RunConfig
+from foreshock.core.errors import RunFolderError
+from foreshock.core.run_config import RecordConfig, RunConfig, resolve
 from foreshock.core.run_folder import RunFolder
 from foreshock.study.estimate import Estimate
 from foreshock.study.folder import Run, StudyFolder, covers, union
-from foreshock.study.grid import Study
+from foreshock.study.grid import Size, Study
 from foreshock.study.launchers.base import RunSpec
 from foreshock.study.launchers.local import LocalLauncher
-from foreshock.study.plan import Plan
+from foreshock.study.plan import Plan, make_plan, plan_single
 from foreshock.study.runner import Progress, StudyResult, run_plan
+from foreshock.tasks.worker import run_locked
 
 BOTH = pytest.mark.parametrize("fork", [True, False], ids=["forked", "processes"])
 
@@ -39,7 +41,7 @@ def fake_launcher(slots: int = 2, fork: bool = True) -> LocalLauncher:
 def plan_of(out: Path, count: int = 4, record: RecordConfig | None = None) -> Plan:
     config = RunConfig(record=record or RecordConfig(monitors=()))
     config = replace(config, train=replace(config.train, steps=5))
-    runs = tuple(Run(run_id=f"run{i}", config=config, label=f"run {i}") for i in range(count))
+    runs = tuple(Run(run_id=f"run{i}", config=config, label=f"run {i}", data={"hash": "tokens"}) for i in range(count))
     study = Study(name="fake", base=config)
     expected = Estimate(seconds=1.0, measured=False)
     return Plan(study=study, folder=StudyFolder(out), workers=2, runs=runs, finished=0, expected=expected)
@@ -192,6 +194,89 @@ def test_workers_of_a_killed_study_checkpoint_and_end(tmp_path: Path) -> None:
     wait_until(lambda: all(RunFolder(out / "runs" / r).status()["status"] == "interrupted" for r in ("run0", "run1")))
     assert go(plan_of(out)).finished == {"done": 4}
     assert all(steps(out, f"run{i}") == [1, 2, 3, 4, 5] for i in range(4))
+
+
+@BOTH
+def test_a_launcher_that_closes_ends_its_workers(tmp_path: Path, fork: bool) -> None:
+    out = tmp_path / "s"
+    behave(out, run0=0.1, run1=0.1)
+    plan = plan_of(out, count=2)
+    with fake_launcher(fork=fork) as launcher:
+        for run in plan.runs:
+            launcher.submit(plan.folder.claimable(run))
+        wait_until(lambda: all((out / "runs" / run.run_id / "metrics.jsonl").exists() for run in plan.runs))
+    assert [RunFolder(out / "runs" / run.run_id).status()["status"] for run in plan.runs] == ["interrupted"] * 2
+
+
+class Here:
+    """A launcher whose one worker is the real one, in this very process."""
+
+    slots = 1
+
+    def submit(self, spec: RunSpec) -> "Here":
+        import torch
+
+        self.code = run_locked(RunFolder(spec.folder), lambda: False)
+        torch.set_flush_denormal(False)
+        return self
+
+    def poll(self) -> int:
+        return self.code
+
+    def terminate(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_tokens_that_change_after_planning_are_refused(tmp_path: Path) -> None:
+    from tests.conftest import tiny_config
+
+    corpus, out = tmp_path / "corpus.txt", tmp_path / "s"
+    before, after = ("\n".join(f"{word} {i}" for i in range(800)) for word in ("one", "two"))
+    base = tiny_config(steps=3)
+    base = replace(base, data=replace(base.data, source=Spec("text", {"path": str(corpus)})))
+    study = Study(name="changing", base=base, sizes=(Size(width=16, depth=1, heads=1),), lrs=(1e-2,))
+
+    corpus.write_text(before)
+    plan = make_plan(study, out)
+    corpus.write_text(after)
+    result = run_plan(plan, launcher=Here())
+    assert result.finished == {"failed": 1}
+    assert "other data" in result.failures[0].reason
+    corpus.write_text(before)
+    again = make_plan(study, out)
+    assert again.finished == 0
+    assert [run.run_id for run in again.runs] == [run.run_id for run in plan.runs]
+    assert run_plan(again, launcher=Here()).finished == {"done": 1}
+    (run,) = again.runs
+    assert RunFolder(out / "runs" / run.run_id).manifest()["data"] == run.data
+    assert make_plan(study, out).finished == 1
+
+
+def single(tmp_path: Path, *, record: RecordConfig | None = None, text: str = "a line of text") -> Plan:
+    """The plan of one run on a text file, in `tmp_path / "run"`."""
+    from tests.conftest import tiny_config
+
+    (tmp_path / "corpus.txt").write_text("".join(f"{text} {i}\n" for i in range(800)))
+    config = tiny_config()
+    source = Spec("text", {"path": str(tmp_path / "corpus.txt")})
+    config = replace(config, data=replace(config.data, source=source), record=record or config.record)
+    return plan_single(resolve(config), tmp_path / "run")
+
+
+def test_one_run_is_finished_only_for_its_own_data_and_record(tmp_path: Path) -> None:
+    plan = single(tmp_path)
+    folder = RunFolder(plan.folder.claimable(plan.runs[0]).folder)
+    folder.write_status("done", step=12)
+    assert single(tmp_path).finished == 1
+    assert single(tmp_path, record=RecordConfig(monitors=(Spec("loss"),), log_every=6)).finished == 1
+    with pytest.raises(RunFolderError, match=r"differs in the tokens of data\.source; choose another --out"):
+        single(tmp_path, text="another line")
+    with pytest.raises(RunFolderError, match=r"differs in .*record\.keep_checkpoint, record\.log_every"):
+        single(tmp_path, record=RecordConfig(log_every=1, keep_checkpoint=True))
+    folder.write_manifest({**folder.manifest(), "run_id": "that of older code"})
+    with pytest.raises(RunFolderError, match="the code of foreshock"):
+        single(tmp_path)
 
 
 def test_a_script_without_a_main_guard_is_run_once(tmp_path: Path) -> None:

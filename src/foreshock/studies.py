@@ -52,5 +52,5 @@ def finish(
     if not any(result.finished.get(status) for status in FINISHED):
         return result, []
     tables = write_tables(result.out)
-    write_report([result.out])
-    return result, finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth)
+    write_report([result.out], tables=tables)
+    return result, finding(tables)

@@ -1,11 +1,13 @@
 """What a study found, in plain words: every sentence is computed from the tables, and says so when nothing showed."""
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
 
 from foreshock.analysis.intervals import BASE_ARM
+from foreshock.analysis.tables import Tables
+from foreshock.analysis.wording import by_statement, counts, listed, number, shape_of, size_of, span
 from foreshock.core.run_folder import FINISHED
 
 CRITICAL_LOGIT = 1e4
@@ -15,20 +17,12 @@ DRIFT_FACTOR = 2.0
 _SIZE = ["width", "depth", "heads"]
 
 
-def finding(
-    runs: pl.DataFrame, sensitivity: pl.DataFrame, comparisons: pl.DataFrame, growth: pl.DataFrame
-) -> list[str]:
-    """The findings of a study, most important first, one or two sentences each.
-
-    Args:
-        runs: the table of `read_runs`.
-        sensitivity: the table of `sensitivity_table`.
-        comparisons: the table of `comparisons_table`.
-        growth: the table of `growth_table`.
-    """
+def finding(tables: Tables) -> list[str]:
+    """The findings of a study, most important first, one or two sentences each."""
+    runs, sensitivity, comparisons, growth = tables.runs, tables.sensitivity, tables.comparisons, tables.growth
     finished = runs.filter(pl.col("status").is_in(FINISHED))
     if sensitivity.is_empty():
-        return [f"No run has finished with a held-out loss yet ({_counts(runs['status'])}): nothing can be concluded."]
+        return [f"No run has finished with a held-out loss yet ({counts(runs['status'])}): nothing can be concluded."]
     if finished.height == 1:
         return [
             _single_run(finished),
@@ -49,8 +43,8 @@ def finding(
 def _single_run(run: pl.DataFrame) -> str:
     r = run.row(0, named=True)
     return (
-        f"One run (`{r['arm']}`, {_size(r)}, learning rate {_number(r['lr'])}): held-out loss went from "
-        f"{_number(r['loss_init'])} to {_number(r['loss_final'])} nats per token in {r['steps']} steps. How sensitive "
+        f"One run (`{r['arm']}`, {size_of(r)}, learning rate {number(r['lr'])}): held-out loss went from "
+        f"{number(r['loss_init'])} to {number(r['loss_final'])} nats per token in {r['steps']} steps. How sensitive "
         "training is to the learning rate takes several learning rates to say."
     )
 
@@ -63,32 +57,35 @@ def _instability(finished: pl.DataFrame, sensitivity: pl.DataFrame) -> str:
     here = _at(finished, size).filter(pl.col("arm") == arm).join(curves.select("seed", "best_lr"), on="seed")
     upward = here.filter(pl.col("lr") >= pl.col("best_lr"))
     unstable = upward.filter(pl.col("outcome") != "stable")
-    best = f"the best learning rate ({_span(curves['best_lr'])}, loss {_number(curves['best_loss'].mean())})"
-    where = f"in `{arm}` at {_size(size)}"
+    best = f"the best learning rate ({span(curves['best_lr'])}, loss {number(curves['best_loss'].mean())})"
+    where = f"in `{arm}` at {size_of(size)}"
     if curves["n_lrs"].max() == 1:
         return f"Whether the instability shows {where} cannot be said from one learning rate."
     if unstable.is_empty():
-        top = _number(here["lr"].max())
+        top = number(here["lr"].max())
         return (
             f"The instability did not show {where}: every run from {best} up to the highest tried ({top}) ended "
             "stable. Try higher learning rates, larger sizes or more steps."
         )
     return (
-        f"The instability shows {where}: of {upward.height} runs from {best} upward, {_counts(unstable['outcome'])}; "
-        f"the lowest learning rate that went wrong is {_number(unstable['lr'].min())}. Averaged over the learning "
-        f"rates, this costs {_number(curves['instability_part'].mean())} nats per token (the instability part of LR "
+        f"The instability shows {where}: of {upward.height} runs from {best} upward, {counts(unstable['outcome'])}; "
+        f"the lowest learning rate that went wrong is {number(unstable['lr'].min())}. Averaged over the learning "
+        f"rates, this costs {number(curves['instability_part'].mean())} nats per token (the instability part of LR "
         "sensitivity)."
     )
 
 
 def _cures(sensitivity: pl.DataFrame, comparisons: pl.DataFrame) -> list[str]:
-    """The instability part with each arm against the base arm, at the largest size they share, and with size."""
-    found = []
-    parts = comparisons.filter(pl.col("statistic") == "instability_part")
-    for arm in parts["arm"].unique(maintain_order=True):
-        found.append(_cure(parts.filter(pl.col("arm") == arm).sort("params").row(-1, named=True)))
+    """The instability part with each arm against the base arm, at the largest size they share, and with size.
+
+    A single LR has no such part.
+    """
+    parts = comparisons.filter((pl.col("statistic") == "instability_part") & (pl.col("n_lrs") > 1)).sort("params")
+    rows = {row["arm"]: row for row in parts.sort("arm", "params", *_SIZE).iter_rows(named=True)}
+    statements = by_statement({arm: _cure(row) for arm, row in rows.items()})
+    found = [f"With {arms} {statement}" for arms, statement in statements.items()]
     n = parts["n_comparisons"].max()
-    if isinstance(n, int) and n > 1:
+    if isinstance(n, int) and n > 1 and any(row["unstable_runs"] for row in rows.values()):
         found.append(f"{n} such intervals were computed, each at 95 % by itself: about one in twenty misses by chance.")
     trends = [trend for arm in _arms(sensitivity) if (trend := _trend(sensitivity.filter(pl.col("arm") == arm)))]
     return found + (
@@ -96,18 +93,26 @@ def _cures(sensitivity: pl.DataFrame, comparisons: pl.DataFrame) -> list[str]:
     )
 
 
-def _cure(row: dict[str, object]) -> str:
-    base, arm = float(str(row["base_mean"])), float(str(row["arm_mean"]))
-    text = (
-        f"With `{row['arm']}` the instability part at {_size(row)} is {_number(arm)} nats instead of {_number(base)}"
-        f"{_ratio(base, arm)}"
-    )
-    if row["low"] is None:
-        return f"{text}. This is one seed: there is no interval."
-    low, high = float(str(row["low"])), float(str(row["high"]))
-    zero = "which excludes zero" if low > 0 or high < 0 else "which includes zero, so the seeds do not settle it"
-    difference = f"{_number(float(str(row['difference'])))} (95 % interval {_number(low)} to {_number(high)}, {zero})"
-    return f"{text}. Paired over {row['n_pairs']} seeds the difference is {difference}."
+def _cure(row: dict[str, Any]) -> str:
+    """What an arm does to the instability part, at one size.
+
+    If every run from the best LR upward is stable, with and without, the two parts are sums of what the outcome rule
+    allows a stable run (up to 5 % of l0 − best loss each): which of them is the larger says nothing.
+    """
+    if row["unstable_runs"] == 0:
+        return (
+            f"the instability part at {size_of(row)} is negligible, and so is that of `{row['base_arm']}`: no run from "
+            "the best learning rate upward went wrong."
+        )
+    base, arm, low, high = row["base_mean"], row["arm_mean"], row["low"], row["high"]
+    text = f"the instability part at {size_of(row)} is {number(arm)} nats instead of {number(base)}"
+    if low is None:
+        return f"{text}{_ratio(base, arm)}. This is one seed: there is no interval."
+    settled = low > 0 or high < 0
+    zero = "which excludes zero" if settled else "which includes zero, so the seeds do not settle it"
+    difference = f"{number(row['difference'])} (95 % interval {number(low)} to {number(high)}, {zero})"
+    ratio = _ratio(base, arm) if settled else ""
+    return f"{text}{ratio}. Paired over {row['n_pairs']} seeds the difference is {difference}."
 
 
 def _ratio(base: float, arm: float) -> str:
@@ -119,30 +124,33 @@ def _ratio(base: float, arm: float) -> str:
 
 
 def _trend(curves: pl.DataFrame) -> str:
+    """The instability part at the smallest and the largest size, of an arm in which something went wrong."""
+    if not curves["unstable_runs"].sum():
+        return ""
     by_size = curves.group_by("params", *_SIZE).agg(pl.col("instability_part").mean()).sort("params", *_SIZE)
     if by_size.height < 2:
         return ""
     first, last = by_size.row(0, named=True), by_size.row(-1, named=True)
-    ends = f"{_number(first['instability_part'])} to {_number(last['instability_part'])}"
-    return f"`{curves['arm'][0]}` {ends} ({_shape(first)} to {_shape(last)})"
+    ends = f"{number(first['instability_part'])} to {number(last['instability_part'])}"
+    return f"`{curves['arm'][0]}` {ends} ({shape_of(first)} to {shape_of(last)})"
 
 
 def _stable_range(sensitivity: pl.DataFrame) -> list[str]:
-    """The largest stable learning rate of each size, one sentence per arm; the lowest over seeds."""
-    return [_stable_in(sensitivity.filter(pl.col("arm") == arm)) for arm in _arms(sensitivity)]
+    """The largest stable learning rate of each size, the lowest over seeds; arms with the same ones in one sentence."""
+    limits = by_statement({arm: _limits(sensitivity.filter(pl.col("arm") == arm)) for arm in _arms(sensitivity)})
+    return [f"Largest learning rate up to which training stays stable in {arms}: {at}." for arms, at in limits.items()]
 
 
-def _stable_in(curves: pl.DataFrame) -> str:
+def _limits(curves: pl.DataFrame) -> str:
     sizes = curves.sort("params", *_SIZE).partition_by(*_SIZE, maintain_order=True)
-    limits = ", ".join(f"{_limit(size)} at {_shape(size.row(0, named=True))}" for size in sizes)
-    return f"Largest learning rate up to which `{curves['arm'][0]}` stays stable: {limits}."
+    return ", ".join(f"{_limit(size)} at {shape_of(size.row(0, named=True))}" for size in sizes)
 
 
 def _limit(curves: pl.DataFrame) -> str:
     if curves["max_stable_lr"].null_count():
         return "none (even the best run is not stable)"
     lowest = curves.sort("max_stable_lr", "max_stable_lr_censored").row(0, named=True)
-    return ("at least " if lowest["max_stable_lr_censored"] else "") + _number(lowest["max_stable_lr"])
+    return ("at least " if lowest["max_stable_lr_censored"] else "") + number(lowest["max_stable_lr"])
 
 
 def _attention(finished: pl.DataFrame, growth: pl.DataFrame) -> list[str]:
@@ -179,52 +187,51 @@ def _shared_point(finite: pl.DataFrame) -> pl.DataFrame | None:
 def _compare_logits(here: pl.DataFrame, growth: pl.DataFrame) -> str:
     first = here.row(0, named=True)
     values = {arm: here.filter(pl.col("arm") == arm)["max_attention_logit"].median() for arm in _arms(here)}
-    listed = "; ".join(
-        f"{_number(value)} in `{arm}`{_slope(growth, arm, first['lr'])}" for arm, value in values.items()
-    )
+    each = "; ".join(f"{number(value)} in `{arm}`{_slope(growth, arm, first['lr'])}" for arm, value in values.items())
     beyond = [f"`{arm}`" for arm, value in values.items() if float(str(value)) > CRITICAL_LOGIT]
     named = ", ".join(beyond) or "no arm here"
-    line = f"Above {_number(CRITICAL_LOGIT)}, where 2309.14322 saw every run diverge: {named}."
-    return f"Largest attention logit at {_size(first)} and learning rate {_number(first['lr'])}: {listed}. {line}"
+    line = f"Above {number(CRITICAL_LOGIT)}, where 2309.14322 saw every run diverge: {named}."
+    return f"Largest attention logit at {size_of(first)} and learning rate {number(first['lr'])}: {each}. {line}"
 
 
 def _slope(growth: pl.DataFrame, arm: str, lr: float) -> str:
-    row = growth.filter((pl.col("arm") == arm) & (pl.col("lr") == lr))
+    """The growth with size, where there are enough sizes for an interval."""
+    row = growth.filter((pl.col("arm") == arm) & (pl.col("lr") == lr) & pl.col("low").is_not_null())
     if row.is_empty():
         return ""
     r = row.row(0, named=True)
-    interval = f", 95 % interval {r['low']:.2f} to {r['high']:.2f}" if r["low"] is not None else ""
-    return f" (growing as N^{r['slope']:.2f}{interval})"
+    return f" (growing as N^{r['slope']:.2f}, 95 % interval {r['low']:.2f} to {r['high']:.2f})"
 
 
 def _output_logits(finished: pl.DataFrame) -> list[str]:
-    """Whether |log Z| leaves its initial value, per arm."""
+    """Whether |log Z| leaves its initial value, and in which arms."""
     known = finished.filter(pl.col("log_z_first").is_finite() & pl.col("log_z_last").is_not_null())
     if known.is_empty():
         return ["Output logits were not recorded."]
     moved = (pl.col("log_z_last") / pl.col("log_z_first")).abs()
     drifted = known.filter((moved > DRIFT_FACTOR) | ~moved.is_finite())
-    found = [_drift(known, drifted, arm, moved) for arm in _arms(drifted)]
+    found = [_drift(known, drifted, moved)] if drifted.height else []
     calm = known.join(drifted, on="arm", how="anti")
     if calm.height:
-        arms = ", ".join(f"`{arm}`" for arm in _arms(calm))
         furthest = _moved(calm.sort(moved).row(-1, named=True))
-        found.append(f"Output logits do not drift in {arms}: in the run that moves furthest, log Z {furthest}.")
+        found.append(
+            f"Output logits do not drift in {listed(_arms(calm))}: in the run that moves furthest, log Z {furthest}."
+        )
     return found
 
 
-def _drift(known: pl.DataFrame, drifted: pl.DataFrame, arm: str, moved: pl.Expr) -> str:
-    here = drifted.filter(pl.col("arm") == arm)
-    r = here.sort(moved.fill_nan(math.inf)).row(-1, named=True)
-    runs = known.filter(pl.col("arm") == arm).height
+def _drift(known: pl.DataFrame, drifted: pl.DataFrame, moved: pl.Expr) -> str:
+    runs = {arm: (drifted.filter(arm=arm).height, known.filter(arm=arm).height) for arm in _arms(drifted)}
+    shares = ", ".join(f"`{arm}` ({here} of {total} runs)" for arm, (here, total) in runs.items())
+    r = drifted.sort(moved.fill_nan(math.inf)).row(-1, named=True)
     return (
-        f"Output logits drift in `{arm}`: in {here.height} of {runs} runs |log Z| more than doubles; at "
-        f"{_size(r)} and learning rate {_number(r['lr'])} it {_moved(r)}."
+        f"Output logits drift in {shares}: |log Z| more than doubles. "
+        f"The furthest is `{r['arm']}` at {size_of(r)} and learning rate {number(r['lr'])}: log Z {_moved(r)}."
     )
 
 
 def _moved(row: dict[str, object]) -> str:
-    return f"goes from {_number(row['log_z_first'])} to {_number(row['log_z_last'])}"
+    return f"goes from {number(row['log_z_first'])} to {number(row['log_z_last'])}"
 
 
 def _caveats(runs: pl.DataFrame, sensitivity: pl.DataFrame) -> list[str]:
@@ -232,10 +239,16 @@ def _caveats(runs: pl.DataFrame, sensitivity: pl.DataFrame) -> list[str]:
     found = []
     missing = runs.filter(~pl.col("status").is_in(FINISHED))
     if missing.height:
-        found.append(f"{missing.height} of {runs.height} runs are left out: {_counts(missing['status'])}.")
-    planned = runs.unique("study")["planned_runs"].sum()
+        found.append(f"{missing.height} of {runs.height} runs are left out: {counts(missing['status'])}.")
+    planned = runs["planned_runs"][0]
     if planned > runs.height:
         found.append(f"{planned - runs.height} of {planned} planned runs have not started.")
+    torn = runs.filter("torn").height
+    if torn:
+        found.append(
+            f"The record of {torn} finished runs lacks its last logged steps (a torn file): their final loss is "
+            "that of status.json, and what else is read from the record ends early."
+        )
     partial = sensitivity.filter(~pl.col("complete")).height
     if partial:
         found.append(
@@ -267,36 +280,3 @@ def _largest(table: pl.DataFrame) -> dict[str, object]:
 
 def _at(table: pl.DataFrame, size: dict[str, object]) -> pl.DataFrame:
     return table.filter(*(pl.col(name) == size[name] for name in _SIZE))
-
-
-def _shape(row: dict[str, object]) -> str:
-    return f"{row['width']}×{row['depth']}"
-
-
-def _size(row: dict[str, object]) -> str:
-    params = row.get("params")
-    return _shape(row) + (f" ({params:,} parameters)" if params else "")
-
-
-def _counts(values: pl.Series) -> str:
-    """How often each word occurs: `2 diverged and 1 degraded`."""
-    counted = values.value_counts(sort=True).sort(["count", values.name], descending=[True, False])
-    return " and ".join(f"{count} {word}" for word, count in counted.iter_rows())
-
-
-def _span(values: Iterable[float]) -> str:
-    distinct = sorted(set(values))
-    return _number(distinct[0]) if len(distinct) == 1 else f"{_number(distinct[0])} to {_number(distinct[-1])}"
-
-
-def _number(value: object) -> str:
-    """Three significant digits, thousands separated.
-
-    >>> [_number(x) for x in (0.01, 2.4188, 1234567.0, 5.0, 12.34, float("nan"))]
-    ['0.01', '2.42', '1,230,000', '5', '12.3', 'nan']
-    """
-    x = float(str(value))
-    if not math.isfinite(x) or abs(x) < 1e-4:
-        return f"{x:.3g}"
-    rounded = float(f"{x:.3g}")
-    return f"{rounded:,.0f}" if rounded.is_integer() else f"{rounded:g}"

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
+from scipy import special
 
 from foreshock.analysis.intervals import CONFIDENCE
 from foreshock.analysis.sensitivity import Floats
@@ -52,7 +52,7 @@ def _fit(runs: pl.DataFrame) -> dict[str, Any] | None:
     if sizes.height < 2:
         return None
     slope, intercept, error = _line(np.log(sizes["params"].to_numpy()), sizes["max_attention_logit"].to_numpy())
-    half = None if error is None else float(stats.t.ppf((1 + CONFIDENCE) / 2, sizes.height - 2)) * error
+    half = None if error is None else float(special.stdtrit(sizes.height - 2, (1 + CONFIDENCE) / 2)) * error
     return {
         "arm": runs["arm"][0],
         "lr": runs["lr"][0],

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from scipy import stats
+from scipy import special
 
 from foreshock.core.errors import require
 
@@ -18,7 +18,7 @@ STATISTICS = ("instability_part", "lr_sensitivity")
 CONFIDENCE = 0.95
 """Coverage of each interval taken alone."""
 BOOTSTRAP_MIN_PAIRS = 8
-"""Fewer pairs than this have too few distinct resamples for a bootstrap."""
+"""From this many pairs on intervals are bootstrapped; fewer have too few distinct resamples."""
 _RESAMPLES = 4000
 
 Method = Literal["t", "bootstrap"]
@@ -39,46 +39,38 @@ class Interval:
     method: Method
     """How the ends were found."""
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside."""
-        return self.low > 0 or self.high < 0
 
+def paired_interval(a: Sequence[float], b: Sequence[float]) -> Interval | None:
+    """95 % interval of the mean of a − b, paired by position; None with fewer than two pairs.
 
-def paired_interval(
-    a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE, method: Method = "t"
-) -> Interval | None:
-    """Interval of the mean of a − b, paired by position; None with fewer than two pairs.
-
-    `t`: mean ± t_{(1+c)/2, n−1} · s/√n, exact for normal differences. `bootstrap`: the same with the quantiles of
-    the resampled t statistic (bootstrap-t), which follows skewed differences; repeatable, its seed is fixed.
+    `t`: mean ± t_{0.975, n−1} · s/√n, exact for normal differences. From 8 pairs on `bootstrap`: the same with the
+    quantiles of the resampled t statistic (bootstrap-t), which follows skewed differences; repeatable, its seed is
+    fixed.
 
     Args:
         a: one value per seed, finite.
         b: the values of the other arm at the same seeds.
-        confidence: coverage, in (0, 1).
-        method: `t`, or `bootstrap` from 8 pairs up.
 
     Raises:
-        ConfigError: lengths differ, a value is not finite, or there are too few pairs for a bootstrap.
+        ConfigError: lengths differ, or a value is not finite.
 
-    >>> paired_interval([1.0, 1.2, 1.1], [0.5, 0.6, 0.7]).excludes_zero
-    True
+    >>> interval = paired_interval([1.0, 1.2, 1.1], [0.5, 0.6, 0.7])
+    >>> round(interval.low, 3), round(interval.high, 3), interval.method
+    (0.252, 0.748, 't')
     """
     require(len(a) == len(b), "b", f"must pair with a, of length {len(a)}", len(b))
-    require(0 < confidence < 1, "confidence", "must be in (0, 1)", confidence)
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     require(bool(np.isfinite(difference).all()), "a, b", "must be finite: leave out unfinished runs", difference)
     n = difference.size
     if n < 2:
         return None
     mean, error = float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(n))
-    tail = (1 - confidence) / 2
-    if method == "bootstrap":
-        require(n >= BOOTSTRAP_MIN_PAIRS, "method", f"bootstrap needs {BOOTSTRAP_MIN_PAIRS} pairs; use t", n)
-        lower, upper = _bootstrap_t_quantiles(difference, tail)
+    method: Method = "t" if n < BOOTSTRAP_MIN_PAIRS else "bootstrap"
+    tail = (1 - CONFIDENCE) / 2
+    if method == "t":
+        lower, upper = special.stdtrit(n - 1, [tail, 1 - tail])
     else:
-        lower, upper = stats.t.ppf([tail, 1 - tail], n - 1)
+        lower, upper = _bootstrap_t_quantiles(difference, tail)
     return Interval(mean=mean, low=mean - float(upper) * error, high=mean - float(lower) * error, n=n, method=method)
 
 
@@ -86,14 +78,16 @@ def comparisons_table(sensitivity: pl.DataFrame) -> pl.DataFrame:
     """Every arm against the base arm `none`, per size and statistic, paired by seed.
 
     `difference` = base − arm: positive where the arm is less sensitive than the base. `low` and `high` are the ends of
-    the t interval, null with one seed. Only seeds are paired for which both arms finished the same LR grid.
-    `n_comparisons` is the number of intervals in the table: at 95 % each, one in twenty misses by chance.
+    the interval of `paired_interval`, null with one seed. Only seeds are paired for which both arms finished the same
+    LR grid. `unstable_runs` are those from the best LR upward that did not end stable, in both arms: with none,
+    whatever differs in the instability part is noise. `n_comparisons` is the number of intervals in the table: at 95 %
+    each, one in twenty misses by chance.
 
     Args:
         sensitivity: the table of `sensitivity_table`.
     """
     grid = ["width", "depth", "heads", "seed", "n_lrs", "lowest_lr", "highest_lr"]
-    base = sensitivity.filter(pl.col("arm") == BASE_ARM).select(*grid, *STATISTICS)
+    base = sensitivity.filter(pl.col("arm") == BASE_ARM).select(*grid, *STATISTICS, "unstable_runs")
     others = sensitivity.filter(pl.col("arm") != BASE_ARM)
     pairs = others.join(base, on=grid, suffix="_base").sort("arm", "params", "width", "depth", "heads", "seed")
     rows = [
@@ -119,6 +113,8 @@ SCHEMA: dict[str, Any] = {
     "low": pl.Float64,
     "high": pl.Float64,
     "n_pairs": pl.Int64,
+    "n_lrs": pl.Int64,
+    "unstable_runs": pl.Int64,
     "confidence": pl.Float64,
     "method": pl.String,
     "n_comparisons": pl.Int64,
@@ -138,6 +134,8 @@ def _compare(pairs: pl.DataFrame, statistic: str) -> dict[str, Any]:
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
         "n_pairs": len(base),
+        "n_lrs": pairs["n_lrs"].min(),
+        "unstable_runs": pairs.select(pl.col("unstable_runs", "unstable_runs_base").sum()).sum_horizontal()[0],
         "confidence": CONFIDENCE,
         "method": interval.method if interval else None,
         "n_comparisons": None,

@@ -4,6 +4,7 @@ Metrics are read with declared types (a reader that guesses them fails on a late
 late). Tables of finished runs are kept as Parquet below `DIR/tables/cache`; the cache may be deleted at any time.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from foreshock.core import files
+from foreshock.core.config import digest
 from foreshock.core.errors import RunFolderError
 from foreshock.core.run_folder import FINISHED, RunFolder
 from foreshock.study.grid import check_study_format
@@ -31,6 +33,8 @@ METRICS_SCHEMA = {
     "value": pl.Float64,
 }
 """Columns of the long table."""
+AXES = ("arms", "sizes", "lrs", "seeds")
+"""Axes of a study's grid in study.json."""
 _NAMES = {name: METRICS_SCHEMA[name] for name in ("group", "quantity", "module")}
 
 
@@ -39,6 +43,7 @@ class FoundRun:
     """A run folder and the study it was found in."""
 
     run_id: str
+    """Name of its folder in a study; what its manifest says, or else its path, if it stands alone."""
     folder: RunFolder
     source: Path
     """The study folder, or the run folder itself if it stands alone."""
@@ -62,10 +67,25 @@ def find_runs(source: Source) -> list[FoundRun]:
     return list(found.values())
 
 
-def scan_metrics(source: Source) -> pl.LazyFrame:
+def not_started(found: Sequence[FoundRun]) -> int:
+    """How many runs the studies planned that are in none of the folders; two studies may plan the same run.
+
+    A study that did not write down the ids of its runs planned as many as its axes have combinations.
+    """
+    studies = {run.source: run.study for run in found if run.study}
+    planned = {run_id for study in studies.values() for run_id in study.get("run_ids", ())}
+    missing = len(planned - {run.run_id for run in found})
+    for source, study in studies.items():
+        if "run_ids" not in study:
+            here = sum(run.source == source for run in found)
+            missing += max(0, math.prod(len(study[axis]) for axis in AXES) - here)
+    return missing
+
+
+def scan_metrics(found: Sequence[FoundRun]) -> pl.LazyFrame:
     """The long table of `read_metrics`, lazily: filter it, and what is not needed is not read."""
     cached, parsed = [], []
-    for run in find_runs(source):
+    for run in found:
         cache = _cache_path(run)
         if cache is not None and _is_sound(cache):
             cached.append(cache)
@@ -91,13 +111,13 @@ def read_metrics(source: Source) -> pl.DataFrame:
     Raises:
         RunFolderError: no runs there, a newer format, or an altered metrics file.
     """
-    return scan_metrics(source).collect()
+    return scan_metrics(find_runs(source)).collect()
 
 
 def _runs_in(path: Path) -> Iterator[FoundRun]:
     if (path / "config.json").exists():
         folder = RunFolder(path)
-        run_id = str(folder.manifest().get("run_id", path.resolve().name))
+        run_id = str(folder.manifest().get("run_id", path.resolve()))
         yield FoundRun(run_id=run_id, folder=folder, source=path, study=None)
         return
     study_file = path / "study.json"
@@ -167,7 +187,7 @@ def _cache_path(run: FoundRun) -> Path | None:
         return None
     if not _finished(run.folder):
         return None
-    name = f"{run.run_id}-{facts.st_size}-{facts.st_mtime_ns}.parquet"
+    name = f"{digest(run.run_id)}-{facts.st_size}-{facts.st_mtime_ns}.parquet"
     return run.source / "tables" / "cache" / name
 
 

@@ -97,6 +97,7 @@ def sensitivity_table(runs: pl.DataFrame) -> pl.DataFrame:
     """One row per arm × size × seed: S, its parts, the best LR and the largest stable one.
 
     Only finished runs enter S. `complete` says whether every LR planned for the curve is among them.
+    `unstable_runs` are those from the best LR upward that did not end stable.
     `max_stable_lr` is the last LR of the unbroken stable stretch that starts at the best LR, null if the best run
     itself is not stable; `max_stable_lr_censored` says that the stretch ended without meeting an unstable run, so
     that the true limit may lie higher.
@@ -104,6 +105,7 @@ def sensitivity_table(runs: pl.DataFrame) -> pl.DataFrame:
     Args:
         runs: the table of `read_runs`.
     """
+    all_started = (runs["planned_runs"] <= runs.height).all()
     planned = {arm: group["lr"].n_unique() for (arm,), group in runs.group_by("arm")}
     rows = []
     for curve in runs.partition_by(CURVE, maintain_order=True):
@@ -112,14 +114,15 @@ def sensitivity_table(runs: pl.DataFrame) -> pl.DataFrame:
         if finished.is_empty():
             continue
         s = lr_sensitivity(*(finished[name].to_numpy() for name in ("lr", "loss_final", "loss_init")))
-        expected = max(planned[curve["arm"][0]], *curve["planned_lrs"].fill_null(0))
+        # Which curve a run that was never started belongs to is not known: then the longest grid counts.
+        expected = curve.height if all_started else max(planned[curve["arm"][0]], *curve["planned_lrs"].fill_null(0))
         rows.append(
             {name: curve[name][0] for name in CURVE}
             | {"params": curve["params"].max()}
             | {f.name: getattr(s, f.name) for f in fields(s)}
             | _stable_stretch(curve, s.best_lr)
             | {"lowest_lr": finished["lr"].min(), "highest_lr": finished["lr"].max()}
-            | {"complete": s.n_lrs >= expected}
+            | {"unstable_runs": _unstable(finished, s.best_lr), "complete": s.n_lrs >= expected}
         )
     return pl.DataFrame(rows, schema=SCHEMA).sort("arm", "params", "width", "depth", "heads", "seed")
 
@@ -143,9 +146,14 @@ SCHEMA: dict[str, Any] = {
     "heads": pl.Int64,
     "lowest_lr": pl.Float64,
     "highest_lr": pl.Float64,
+    "unstable_runs": pl.Int64,
     "complete": pl.Boolean,
 }
 """Columns of the sensitivity table, in order."""
+
+
+def _unstable(finished: pl.DataFrame, best_lr: float) -> int:
+    return finished.filter((pl.col("lr") >= best_lr) & (pl.col("outcome") != "stable")).height
 
 
 def _stable_stretch(curve: pl.DataFrame, best_lr: float) -> dict[str, float | bool | None]:

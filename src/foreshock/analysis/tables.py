@@ -1,7 +1,7 @@
 """From run folders to the tables that everything else reads: runs, sensitivity, comparisons, growth."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,12 @@ import polars as pl
 
 from foreshock.analysis.growth import growth_table
 from foreshock.analysis.intervals import comparisons_table
-from foreshock.analysis.metrics import FoundRun, Source, find_runs, read_metrics, scan_metrics
+from foreshock.analysis.metrics import FoundRun, Source, find_runs, not_started, read_metrics, scan_metrics
 from foreshock.analysis.outcomes import OutcomeRule, add_outcomes, train_rise
 from foreshock.analysis.sensitivity import sensitivity_table
 from foreshock.core import files
 from foreshock.core.arms import arm_name, interventions_name
 from foreshock.core.config import from_json
-from foreshock.core.errors import RunFolderError
 from foreshock.core.run_config import RunConfig
 from foreshock.core.run_folder import FINISHED
 
@@ -28,7 +27,7 @@ COLUMNS = (
     *("status", "outcome", "steps", "tokens", "loss_init", "loss_final", "loss_capped"),
     *("max_attention_logit", "wall_s", "max_attention_logit_step", "log_z_first", "log_z_last"),
     *("mean_output_logit_last", "bigram_loss", "below_best", "bigram_clause", "train_rise", "nonfinite"),
-    *("early_stop", "planned_lrs", "planned_runs", "data_hash", "device", "study", "folder"),
+    *("torn", "early_stop", "planned_lrs", "planned_runs", "data_hash", "device", "study", "folder"),
 )
 """Columns of the runs table, in order."""
 
@@ -61,20 +60,21 @@ def analyse(source: Source, rule: OutcomeRule | None = None) -> Tables:
     )
 
 
-def write_tables(folder: str | Path) -> Tables:
+def write_tables(folder: str | Path, tables: Tables | None = None) -> Tables:
     """Write runs.csv, sensitivity.csv, comparisons.csv and growth.csv below `folder/tables`, and return them.
 
     Writing twice gives the same files.
 
+    Args:
+        folder: a study folder or a run folder.
+        tables: what `analyse` gave for it, if it was analysed already.
+
     Raises:
         RunFolderError: no runs there, or the folder cannot be written.
     """
-    tables = analyse(folder)
+    tables = tables or analyse(folder)
     target = Path(folder) / "tables"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"cannot create {target}: {error.strerror or error}; make the folder writable") from error
+    files.make_folder(target)
     for field in fields(tables):
         table = getattr(tables, field.name)
         files.write_atomic(target / f"{field.name}.csv", table.drop("folder", strict=False).write_csv())
@@ -86,9 +86,11 @@ def read_runs(source: Source, rule: OutcomeRule | None = None) -> pl.DataFrame:
 
     `steps` are those completed. Losses are held-out cross-entropy in nats per token: `loss_init` at
     initialisation, `loss_final` at the end (null while the run is unfinished, nan if the training loss was no
-    longer finite by then), `loss_capped` = min(final, initial) with non-finite counted as initial. `arm` is the
-    difference from the base recipe of the first folder; a run that stands alone is named by its interventions.
-    The remaining columns are explained where they are made: outcomes in `outcomes.py`, the rest in this file.
+    longer finite by then), `loss_capped` = min(final, initial) with non-finite counted as initial. Where the last
+    logged steps of a finished run are lost (`torn`), `loss_final` is the one in its status. `arm` is the difference
+    from the base recipe of the first folder; a run that stands alone is named by its interventions. `planned_runs`
+    is the number of rows and of runs that the studies planned but never started. The remaining columns are explained
+    where they are made: outcomes in `outcomes.py`, the rest in this file.
 
     Args:
         source: a study folder, a run folder, or a list of them; a run found twice is listed once.
@@ -102,12 +104,17 @@ def read_runs(source: Source, rule: OutcomeRule | None = None) -> pl.DataFrame:
     base = _base_recipe(found[0])
     facts = pl.DataFrame([_facts(run, base) for run in found], schema=_FACTS)
     runs = _distinct_arms(_name_studies(facts).with_row_index("position"))
-    runs = runs.join(_records(source, rule), on="run_id", how="left", maintain_order="left")
+    runs = runs.join(_records(found, rule), on="run_id", how="left", maintain_order="left")
+    finished = pl.col("status").is_in(FINISHED)
     runs = runs.with_columns(
-        loss_final=pl.when(pl.col("status").is_in(FINISHED)).then(pl.col("loss_final")),
+        torn=finished & (pl.col("last_step").fill_null(-1) < pl.col("steps").fill_null(0)),
         nonfinite=pl.col("nonfinite").fill_null(False),
         steps=pl.coalesce("steps", "last_step", 0),
-    ).with_columns(loss_capped=_capped(), tokens=pl.col("steps") * pl.col("tokens_per_step"))
+        planned_runs=pl.len() + not_started(found),
+    )
+    final = pl.when("torn").then("status_loss").otherwise("loss_final")
+    runs = runs.with_columns(loss_final=pl.when(finished).then(final))
+    runs = runs.with_columns(loss_capped=_capped(), tokens=pl.col("steps") * pl.col("tokens_per_step"))
     runs = add_outcomes(runs, rule).select(COLUMNS)
     return runs.sort("arm", "params", "width", "depth", "heads", "seed", "lr", nulls_last=True)
 
@@ -125,7 +132,6 @@ def _base_recipe(first: FoundRun) -> RunConfig:
     return replace(from_json(RunConfig, first.folder.config()), interventions=())
 
 
-_AXES = ("arms", "sizes", "lrs", "seeds")
 _FACTS: dict[str, Any] = {
     "run_id": pl.String,
     "arm": pl.String,
@@ -138,12 +144,12 @@ _FACTS: dict[str, Any] = {
     "seed": pl.Int64,
     "status": pl.String,
     "steps": pl.Int64,
+    "status_loss": pl.Float64,
     "tokens_per_step": pl.Int64,
     "wall_s": pl.Float64,
     "bigram_loss": pl.Float64,
     "early_stop": pl.Boolean,
     "planned_lrs": pl.Int64,
-    "planned_runs": pl.Int64,
     "data_hash": pl.String,
     "device": pl.String,
     "study": pl.String,
@@ -168,12 +174,12 @@ def _facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
         "seed": config.train.seed,
         "status": status["status"],
         "steps": status.get("step"),
+        "status_loss": files.number(status["loss_held_out"]) if "loss_held_out" in status else None,
         "tokens_per_step": manifest.get("tokens_per_step", config.data.batch_size * config.data.seq_len),
         "wall_s": status.get("wall_s"),
         "bigram_loss": manifest.get("bigram_loss"),
         "early_stop": status.get("early_stop", False),
         "planned_lrs": len(study["lrs"]) if study else None,
-        "planned_runs": math.prod(len(study[axis]) for axis in _AXES) if study else None,
         "data_hash": manifest.get("data", {}).get("hash"),
         "device": manifest.get("device"),
         "study": run.source.resolve().as_posix(),
@@ -214,7 +220,7 @@ def _add_to_arm(facts: pl.DataFrame, where: pl.Expr, part: pl.Expr) -> pl.DataFr
     return facts.with_columns(arm=pl.when(where).then(longer).otherwise(pl.col("arm")))
 
 
-def _records(source: Source, rule: OutcomeRule) -> pl.DataFrame:
+def _records(found: Sequence[FoundRun], rule: OutcomeRule) -> pl.DataFrame:
     """What the metrics say of a run, one row a run."""
     module = pl.col("module").is_null()
     wanted = (
@@ -222,7 +228,7 @@ def _records(source: Source, rule: OutcomeRule) -> pl.DataFrame:
         | ((pl.col("group") == "attention_logits") & (pl.col("quantity") == "max"))
         | ((pl.col("group") == "output_logits") & pl.col("quantity").is_in(["mean", "log_z"]) & module)
     )
-    long = scan_metrics(source).filter(wanted).collect().sort("run_id", "step", maintain_order=True)
+    long = scan_metrics(found).filter(wanted).collect().sort("run_id", "step", maintain_order=True)
     rows = [_record(run, rule) for run in long.partition_by("run_id", maintain_order=True)]
     return pl.DataFrame(rows, schema=_RECORD)
 

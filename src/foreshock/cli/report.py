@@ -1,5 +1,6 @@
 """`foreshock report`: tables and page of one or several study folders."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,16 +28,22 @@ class Report:
         from foreshock.analysis.findings import finding
         from foreshock.analysis.tables import analyse, write_tables
         from foreshock.cli.output import console, print_json
-        from foreshock.core.errors import require
-        from foreshock.report.page import write_report
+        from foreshock.core.errors import RunFolderError, require
+        from foreshock.report.page import page_path, write_report
 
         require(len(self.dirs) > 0, "report", "needs at least one folder, such as out/quick", self.dirs)
-        dirs = [Path(folder) for folder in self.dirs]
-        tables = analyse(dirs)  # everything is read before anything is written
+        dirs, out = [Path(folder) for folder in self.dirs], None if self.out is None else Path(self.out)
+        page_path(dirs, out)
+        tables = analyse(dirs)  # the page has a place and everything is read before anything is written
         for folder in dirs:
-            write_tables(folder)
-        page = write_report(dirs, None if self.out is None else Path(self.out), self.figures)
-        findings = finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth)
+            try:
+                write_tables(folder, tables if len(dirs) == 1 else None)
+            except RunFolderError as error:
+                if out is None:
+                    raise
+                print(f"no tables for {folder}: {error}", file=sys.stderr)
+        page = write_report(dirs, out, self.figures, tables=tables)
+        findings = finding(tables)
         if self.json:
             print_json({"report": str(page), "runs": tables.runs.height, "findings": findings})
         screen = console(quiet=self.json)

@@ -1,7 +1,7 @@
 """`foreshock study`: train a ladder of proxies over a grid of learning rates, and report."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from foreshock.study import grid
     from foreshock.study.plan import Plan
     from foreshock.study.runner import StudyResult
+
+Number = TypeVar("Number", int, float)
 
 Settings = Annotated[
     tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH.TO.FIELD=VALUE ...")
@@ -34,19 +36,20 @@ class Study:
     """The study to start from: quick or small."""
     out: Annotated[str | None, _shown_as("DIR")] = None
     """Folder for everything; default out/RECIPE."""
-    workers: Annotated[int | None, _shown_as("N")] = None
+    workers: Annotated[str | None, _shown_as("N")] = None
     """Runs side by side; default: as many as the processors carry, or one a CUDA device."""
     sizes: Annotated[tuple[str, ...] | None, _shown_as("WIDTHxDEPTH ...")] = None
-    """Widths x depths, such as 32x2 64x3 (head dimension 16), or 40x2x4 with the number of heads."""
-    lrs: Annotated[tuple[float, ...] | None, _shown_as("LR ...")] = None
+    """Widths x depths, such as 32x2 64x3 (head dimension 16), or 40x2x4 with the number of heads; or a ladder: joint,
+    width-only, depth-only."""
+    lrs: Annotated[tuple[str, ...] | None, _shown_as("LR ...")] = None
     """Peak learning rates."""
-    seeds: Annotated[tuple[int, ...] | None, _shown_as("SEED ...")] = None
+    seeds: Annotated[tuple[str, ...] | None, _shown_as("SEED ...")] = None
     """Seeds of initialisation and data order."""
-    steps: Annotated[int | None, _shown_as("N")] = None
+    steps: Annotated[str | None, _shown_as("N")] = None
     """Optimizer steps a run."""
-    batch_size: Annotated[int | None, _shown_as("N")] = None
+    batch_size: Annotated[str | None, _shown_as("N")] = None
     """Sequences a step."""
-    seq_len: Annotated[int | None, _shown_as("N")] = None
+    seq_len: Annotated[str | None, _shown_as("N")] = None
     """Tokens a sequence."""
     interventions: Annotated[tuple[str, ...] | None, _shown_as("ARM ...")] = None
     """Arms: none, qk_norm, qk_norm+z_loss, z_loss:weight=1e-3, qk_norm+optim.weight_decay=0."""
@@ -73,7 +76,7 @@ class Study:
         out, study = self.out or f"out/{self.recipe}", self.study()
         screen = console(quiet=self.json)
         with Display(screen) as display:
-            plan = make_plan(study, out, self.workers, display.data)
+            plan = make_plan(study, out, read_number("--workers", self.workers, int, "2"), display.data)
         show_plan(plan, screen)
         if self.dry_run:
             if self.json:
@@ -101,9 +104,9 @@ class Study:
 
         study = recipes.load(self.recipe)
         axes: dict[str, Any] = {
-            "sizes": None if self.sizes is None else tuple(map(grid.Size.parse, self.sizes)),
-            "lrs": self.lrs,
-            "seeds": self.seeds,
+            "sizes": None if self.sizes is None else grid.parse_sizes(self.sizes),
+            "lrs": read_numbers("--lrs", self.lrs, float, "1e-3 1e-2"),
+            "seeds": read_numbers("--seeds", self.seeds, int, "0 1 2"),
             "arms": None if self.interventions is None else tuple(map(Arm.parse, self.interventions)),
         }
         study = replace(study, base=self.base(study.base), **{k: v for k, v in axes.items() if v is not None})
@@ -120,15 +123,38 @@ class Study:
         if self.device == "cuda":
             base = replace(base, runtime=replace(base.runtime, device="cuda", precision="bf16", compile=True))
         given = {
-            "train.steps": self.steps,
-            "data.batch_size": self.batch_size,
-            "data.seq_len": self.seq_len,
+            "train.steps": read_number("--steps", self.steps, int, "250"),
+            "data.batch_size": read_number("--batch-size", self.batch_size, int, "16"),
+            "data.seq_len": read_number("--seq-len", self.seq_len, int, "64"),
             "data.source": None if self.data is None else parse_source(self.data),
         }
         for path, value in given.items():
             if value is not None:
                 base = replace_at(base, path, value)
         return override(base, [setting for group in self.set for setting in group])
+
+
+def read_numbers(
+    option: str, texts: tuple[str, ...] | None, kind: type[Number], example: str
+) -> tuple[Number, ...] | None:
+    """The values of an option as numbers; None if it was not given."""
+    return None if texts is None else tuple(_number(option, text, kind, example) for text in texts)
+
+
+def read_number(option: str, text: str | None, kind: type[Number], example: str) -> Number | None:
+    """The value of an option as a number; None if it was not given."""
+    return None if text is None else _number(option, text, kind, example)
+
+
+def _number(option: str, text: str, kind: type[Number], example: str) -> Number:
+    """Read a number, or say how one is written: the parser's own message is about types."""
+    from foreshock.core.errors import ConfigError
+
+    try:
+        return kind(text)
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"{option}: cannot read {text!r}; write {what}, as in {option} {example}") from error
 
 
 def show_plan(plan: "Plan", screen: "Console") -> None:

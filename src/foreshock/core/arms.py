@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foreshock.core import plugins
-from foreshock.core.config import Spec, format_value, parse_value, replace_at, to_json
+from foreshock.core.config import Spec, format_value, parse_value, replace_at, split_outside, to_json
+from foreshock.core.errors import require
 from foreshock.core.run_config import RunConfig, check_conflicts
 
 AXES = ("model.width", "model.depth", "model.heads", "optim.lr", "train.seed")
 """Paths that are axes of a grid, not parts of an arm."""
+_JOINT = r"\+(?=\s*[A-Za-z_])"
+"""What joins the parts of an arm; the + of a number such as 1e+3 is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +28,29 @@ class Arm:
     def parse(cls, text: str) -> "Arm":
         """Read `none`, or parts joined by `+`: `qk_norm+z_loss:weight=1e-3+optim.weight_decay=0`.
 
-        A part with `=` and without `:` before it is an override, any other an intervention.
+        A part with `=` and without `:` before it is an override, any other an intervention. A value that holds a
+        `+` stands in double quotes: `data.source=text:path="a+b.txt"`.
+
+        Raises:
+            ConfigError: a part is neither, or a path is given twice.
         """
-        interventions, overrides = [], []
-        for part in [p.strip() for p in _split_parts(text) if p.strip() not in ("", "none")]:
+        interventions: list[Spec] = []
+        overrides: dict[str, Any] = {}
+        for part in [p.strip() for p in split_outside(text, _JOINT) if p.strip() not in ("", "none")]:
             path, equals, value = part.partition("=")
             if equals and ":" not in path:
-                overrides.append((path.strip(), parse_value(value)))
+                require(path.strip() not in overrides, "interventions", f"must set {path.strip()} once", text)
+                overrides[path.strip()] = parse_value(value)
             else:
-                interventions.append(Spec.parse(part))
-        return cls(interventions=tuple(sorted(interventions, key=str)), overrides=tuple(sorted(overrides)))
+                spec = Spec.parse(part)
+                rule = "must be names or path=value, joined by +, a value that holds a + in double quotes"
+                require(spec.name.isidentifier() or ":" in spec.name, "interventions", rule, text)
+                interventions.append(spec)
+        return cls(interventions=tuple(sorted(interventions, key=str)), overrides=tuple(sorted(overrides.items())))
+
+    def __str__(self) -> str:
+        overrides = [f"{path}={format_value(to_json(value))}" for path, value in self.overrides]
+        return "+".join([*map(str, self.interventions), *overrides]) or "none"
 
     def apply(self, base: RunConfig) -> RunConfig:
         """The base recipe with this arm's overrides and interventions.
@@ -80,14 +96,3 @@ def _settings(config: Any, prefix: str = "") -> dict[str, str]:
         else:
             found[path] = format_value(to_json(value))
     return found
-
-
-def _split_parts(text: str) -> list[str]:
-    """Split at `+`, but not inside a number such as 1e+3."""
-    parts: list[str] = []
-    for piece in text.split("+"):
-        if parts and parts[-1][-1:] in "eE" and parts[-1][-2:-1].isdigit() and piece[:1].isdigit():
-            parts[-1] += "+" + piece
-        else:
-            parts.append(piece)
-    return parts

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ T = TypeVar("T")
 
 Json = Any
 """A JSON value: None, bool, int, float, str, list or dict with string keys."""
+
+_JOINTS = frozenset('",+[]{}')
+"""What texts of several values are joined and read by; a string that holds one of these is written in quotes."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Spec:
             # "pkg.mod:Class:weight=1" keeps its first colon; "z_loss:weight=1" splits at it.
             cut = text.rfind(":", 0, text.index("=", colon))
             name, options = text[:cut], text[cut + 1 :]
-        pairs = [pair.partition("=") for pair in options.split(",") if pair]
+        pairs = [pair.partition("=") for pair in split_outside(options, ",") if pair]
         for key, equals, _ in pairs:
             if not equals:
                 raise ConfigError(f"cannot read {text!r}: write options as {name}:{key}=VALUE")
@@ -63,16 +67,32 @@ def parse_value(text: str) -> Json:
 
 
 def format_value(value: Json) -> str:
-    """The shortest text that `parse_value` reads back as the same value.
+    """The shortest text that `parse_value` reads back as the same value, also from among others that it is joined to.
 
-    >>> format_value(0.0), format_value(1e-3), format_value(True), format_value("rms_norm")
-    ('0', '0.001', 'true', 'rms_norm')
+    >>> format_value(0.0), format_value(1e-3), format_value(True), format_value("rms_norm"), format_value("a+b")
+    ('0', '0.001', 'true', 'rms_norm', '"a+b"')
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and parse_value(value) == value and not _JOINTS & set(value):
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
         return str(int(value))
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """Split at a separator (a regular expression) that stands outside double quotes and brackets.
+
+    >>> split_outside('a,[1,2],"b,c"', ",")
+    ['a', '[1,2]', '"b,c"']
+    """
+    parts, depth = [""], 0
+    for token in re.finditer(rf'"(?:\\.|[^"\\])*"|({separator})|.', text, re.DOTALL):
+        depth += (token[0] in ("[", "{")) - (token[0] in ("]", "}"))
+        if token[1] and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += token[0]
+    return parts
 
 
 def plugin(family: str, default: str | None) -> Any:

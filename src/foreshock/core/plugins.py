@@ -109,7 +109,9 @@ def _foreign(family: str, name: str) -> type:
             f"cannot load {_singular(family)} {name!r}: {error}; give an importable package.module:Class, "
             "with its folder on PYTHONPATH"
         ) from error
-    base = declaration(family, names(family)[0]).__mro__[1]
+    members = [declaration(family, member) for member in names(family)]
+    # What all members of the family derive from; `object` if they have nothing in common.
+    base = next(c for c in members[0].__mro__[1:] if all(issubclass(member, c) for member in members))
     if not (dataclasses.is_dataclass(found) and isinstance(found, type) and issubclass(found, base)):
         like = "" if base is object else f" derived from {base.__name__}"
         raise ConfigError(f"{name!r} must be a frozen dataclass{like} to be a {_singular(family)}, see CONTRIBUTING.md")

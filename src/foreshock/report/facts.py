@@ -6,7 +6,6 @@ from typing import Any
 
 import polars as pl
 
-from foreshock.analysis.metrics import FoundRun
 from foreshock.core.config import Spec, flatten, format_value
 from foreshock.core.run_folder import FINISHED
 from foreshock.proxy.data.prepare import compare_manifests
@@ -68,15 +67,7 @@ def costs(runs: pl.DataFrame, flops_per_token: Mapping[str, float | None]) -> pl
     return pl.concat([sizes, total]) if sizes.height else sizes
 
 
-def planned_runs(found: Sequence[FoundRun]) -> int:
-    """How many runs the studies asked for; a run that stands alone counts itself."""
-    studies = {run.source: run.study for run in found if run.study}
-    alone = sum(not run.study for run in found)
-    grids = [[len(s.get(axis, ())) for axis in ("arms", "sizes", "lrs", "seeds")] for s in studies.values()]
-    return max(len(found), alone + sum(a * b * c * d for a, b, c, d in grids))
-
-
-def warnings(runs: pl.DataFrame, manifests: Sequence[Mapping[str, Any]], planned: int) -> list[str]:
+def warnings(runs: pl.DataFrame, manifests: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader must know before believing a chart."""
     found = []
     data = list({m["data"]["hash"]: m["data"] for m in manifests if m.get("data")}.values())
@@ -87,6 +78,7 @@ def warnings(runs: pl.DataFrame, manifests: Sequence[Mapping[str, Any]], planned
             "do not compare with the others in loss."
         )
     unfinished = runs.filter(~pl.col("status").is_in(FINISHED)).group_by("status").len().sort("status").rows()
+    planned = runs["planned_runs"][0]
     missing = planned - runs.height
     parts = [f"{count} {status}" for status, count in unfinished] + ([f"{missing} not started"] if missing else [])
     if parts:
@@ -125,4 +117,6 @@ def _text(value: Any) -> str:
         return " ".join(_text(item) for item in value) or "none"
     if isinstance(value, int) and abs(value) >= 10_000:
         return f"{value:,}"
-    return "none" if value is None else format_value(value)
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else format_value(value)

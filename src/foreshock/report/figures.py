@@ -9,6 +9,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 from foreshock.core import files
 from foreshock.core.errors import unknown
@@ -19,14 +20,12 @@ from foreshock.report.charts.loss import loss_vs_lr
 from foreshock.report.charts.mechanisms import NORMS, OUTPUT_LOGITS, Quantity, quantity_vs_lr
 from foreshock.report.charts.overview import overview
 from foreshock.report.charts.sensitivity import sensitivity_vs_size
+from foreshock.report.vega import VEGA_LITE
 
 FORMATS = ("svg", "pdf", "png")
 """File formats of a static figure."""
 Spec = dict[str, Any]
 """A Vega-Lite specification."""
-
-VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-"""The Vega-Lite that Altair writes for."""
 
 _WRITERS: dict[str, Callable[..., str | bytes]] = {
     "svg": vl_convert.vegalite_to_svg,
@@ -174,9 +173,14 @@ OVERVIEW = Figure(
 
 
 def spec_of(figure: Figure, material: Material) -> Spec | None:
-    """The figure's Vega-Lite specification, without the config that makes it light or dark."""
-    chart = figure.draw(material)
-    return None if chart is None else {k: v for k, v in chart.to_dict().items() if k != "config"}
+    """The figure's Vega-Lite specification, without the config that makes it light or dark.
+
+    Not validated: that takes most of the time of drawing, and which marks a chart has does not depend on the runs.
+    """
+    with debug_mode(False):
+        chart = figure.draw(material)
+        spec = {} if chart is None else chart.to_dict(validate=False)
+    return {key: value for key, value in spec.items() if key != "config"} or None
 
 
 def write_figures(material: Material, folder: Path, formats: Sequence[str]) -> list[Path]:

@@ -2,25 +2,26 @@
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import polars as pl
-import vl_convert
 from markupsafe import Markup
 
 from foreshock.analysis.findings import finding
 from foreshock.analysis.metrics import FoundRun, find_runs, scan_metrics
-from foreshock.analysis.tables import analyse
+from foreshock.analysis.tables import Tables, analyse
 from foreshock.core import files
+from foreshock.core.errors import RunFolderError
 from foreshock.core.run_folder import FINISHED
 from foreshock.report import facts, theme
-from foreshock.report.figures import SECTIONS, VEGA_LITE, Material, check_formats, spec_of, write_figures
+from foreshock.report.figures import SECTIONS, Material, check_formats, spec_of, write_figures
 from foreshock.report.prepare import prepare_runs, prepare_sensitivity, short_count
 from foreshock.report.run_table import run_table
+from foreshock.report.vega import libraries
+from foreshock.study.folder import check_writable
 
 _TEXT_SECTIONS = (
     ("runs", "Runs"),
@@ -29,17 +30,18 @@ _TEXT_SECTIONS = (
     ("environment", "Versions"),
     ("compute", "Compute"),
 )
-_GLOBALS = "window.vegaEmbed = vegaEmbed;"
-"""What the page's own script uses of the bundled library."""
 
 
-def write_report(dirs: Sequence[Path], out: Path | None = None, figures: Sequence[str] = ()) -> Path:
+def write_report(
+    dirs: Sequence[Path], out: Path | None = None, figures: Sequence[str] = (), *, tables: Tables | None = None
+) -> Path:
     """Write the report of one study, or one that compares several, and return its path.
 
     Args:
         dirs: Study folders or single run folders, finished or not.
         out: Where to write; None writes `report.html` into the first folder.
         figures: File formats (svg, pdf, png) in which every chart is also written, to `figures/` beside the report.
+        tables: What `analyse` gave for the folders, if they were analysed already.
 
     Raises:
         ConfigError: an unknown figure format.
@@ -47,19 +49,31 @@ def write_report(dirs: Sequence[Path], out: Path | None = None, figures: Sequenc
     """
     check_formats(figures)
     folders = [Path(folder) for folder in dirs]
-    target = folders[0] / "report.html" if out is None else Path(out)
-    tables = analyse(folders)
+    target = page_path(folders, out)
+    tables = tables or analyse(folders)
     material = Material(
         runs=prepare_runs(tables.runs),
         sensitivity=prepare_sensitivity(tables.sensitivity),
-        metrics=scan_metrics(folders),
+        metrics=scan_metrics(find_runs(folders)),
     )
-    found = finding(tables.runs, tables.sensitivity, tables.comparisons, tables.growth)
-    content = render(material, found, folders)
+    content = render(material, finding(tables), folders)
     files.make_folder(target.parent)
     files.write_atomic(target, content)
     if figures:
         write_figures(material, target.parent / "figures", figures)
+    return target
+
+
+def page_path(folders: Sequence[Path], out: Path | None) -> Path:
+    """Where the page goes.
+
+    Raises:
+        RunFolderError: it cannot be written there; the disk was not touched.
+    """
+    target = folders[0] / "report.html" if out is None else Path(out)
+    if target.is_dir():
+        raise RunFolderError(f"--out {target} is a folder; name a file, such as {target / 'report.html'}")
+    check_writable(target.parent)
     return target
 
 
@@ -92,7 +106,7 @@ def render(material: Material, found: Sequence[str], folders: Sequence[Path]) ->
         contents=contents,
         table=run_table(material.runs),
         charts_json=embedded({name: spec for name, spec in specs.items() if spec is not None}),
-        vega=_vega(),
+        vega=Markup(libraries()),  # trusted: their own code
         **_facts(material.runs, find_runs(folders)),
     )
 
@@ -114,10 +128,9 @@ def _facts(runs: pl.DataFrame, found: Sequence[FoundRun]) -> dict[str, Any]:
     manifests = [manifest for run in found if (manifest := run.folder.manifest())]
     configs = facts.settings(run.folder.config() for run in found)
     costs = facts.costs(runs, {run.run_id: run.folder.manifest().get("flops_per_token") for run in found})
-    planned = facts.planned_runs(found)
     return {
-        "warnings": facts.warnings(runs, manifests, planned),
-        "tiles": _tiles(runs, costs, planned),
+        "warnings": facts.warnings(runs, manifests),
+        "tiles": _tiles(runs, costs),
         "varying": [setting for setting in configs if len(setting.values) > 1],
         "common": [setting for setting in configs if len(setting.values) == 1],
         "data_sets": facts.data_sets(manifests),
@@ -126,11 +139,11 @@ def _facts(runs: pl.DataFrame, found: Sequence[FoundRun]) -> dict[str, Any]:
     }
 
 
-def _tiles(runs: pl.DataFrame, costs: pl.DataFrame, planned: int) -> list[tuple[str, str]]:
+def _tiles(runs: pl.DataFrame, costs: pl.DataFrame) -> list[tuple[str, str]]:
     """The study in a few numbers."""
     finished = runs.filter(pl.col("status").is_in(FINISHED))
     tiles = [
-        ("Runs finished", f"{finished.height} of {planned}"),
+        ("Runs finished", f"{finished.height} of {runs['planned_runs'][0]}"),
         ("Arms", str(runs["arm"].n_unique())),
         ("Sizes", str(runs["size"].n_unique())),
         ("Learning rates", str(runs["lr"].n_unique())),
@@ -148,12 +161,6 @@ def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
         *(row["size"], f"{row['runs']:,}", f"{row['steps']:,}", short_count(row["tokens"])),
         *(flops, facts.duration(row["wall_s"])),
     )
-
-
-@cache
-def _vega() -> Markup:
-    """The libraries that draw the charts, as one script; trusted, since it is their own code."""
-    return Markup(vl_convert.javascript_bundle(_GLOBALS, VEGA_LITE))
 
 
 def _template() -> jinja2.Template:

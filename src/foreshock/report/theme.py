@@ -99,8 +99,11 @@ def config(mode: Mode) -> dict[str, Any]:
 
 
 def chart_data(frame: pl.DataFrame) -> alt.InlineData:
-    """A table as chart data: numbers at `DIGITS` significant digits, non-finite ones as text so that none is lost."""
-    rows = [{key: short(value) for key, value in row.items()} for row in frame.iter_rows(named=True)]
+    """A table as chart data: numbers at `DIGITS` significant digits, non-finite ones as text so that none is lost.
+
+    A tuple, because Altair copies lists, every row of them, whenever charts are put together.
+    """
+    rows = tuple({key: short(value) for key, value in row.items()} for row in frame.iter_rows(named=True))
     return alt.InlineData(values=rows)
 
 

@@ -10,16 +10,16 @@ Runs accumulate: asking for another grid in the same folder adds its runs, and s
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from foreshock.core import files, plugins
-from foreshock.core.config import from_json, to_json
+from foreshock.core.config import flatten, from_json, to_json
 from foreshock.core.errors import RunFolderError, UserError
 from foreshock.core.run_config import RecordConfig, RunConfig, bits_of
 from foreshock.core.run_folder import FINISHED, RunFolder
@@ -40,6 +40,8 @@ class Run:
     """Its resolved config."""
     label: str
     """What a person calls it."""
+    data: Mapping[str, Any]
+    """Manifest of the tokens it was planned on, with their hash."""
 
 
 class StudyFolder:
@@ -53,19 +55,21 @@ class StudyFolder:
         """See, without leaving a trace, that the folder can be read and written.
 
         Raises:
-            UserError: it cannot be written, its disk is full, or a newer version wrote it.
+            UserError: it cannot be written, its disk is full, a newer version wrote it, or it is a run folder.
         """
         check_writable(self.path)
+        if (self.path / "config.json").exists():
+            raise RunFolderError(f"{self.path} is the folder of a single run; choose another --out for the study")
         if (self.path / "study.json").exists():
             check_study_format(files.read_json(self.path / "study.json"), self.path / "study.json")
         for folder in self._run_folders():
             folder.config()
 
-    def open(self, study: Study) -> None:
+    def open(self, study: Study, runs: Sequence[Run]) -> None:
         """Make the folder and write what is asked."""
         files.make_folder(self.runs)
         with self._lock():
-            files.write_json(self.path / "study.json", study_to_json(study))
+            files.write_json(self.path / "study.json", study_to_json(study, [run.run_id for run in runs]))
 
     def state(self, run: Run) -> Literal["finished", "held", "ready"]:
         """Where a run stands; finishes a swap that a kill cut short."""
@@ -93,7 +97,7 @@ class StudyFolder:
                 chosen, record = rerun, union(_record(main), record)
                 if (rerun.path / "config.json").exists() and not covers(_record(rerun), record):
                     shutil.rmtree(rerun.path)
-            chosen.create(to_json(replace(run.config, record=record)))
+            _create(chosen, run, record)
         return RunSpec(run_id=run.run_id, folder=chosen.path)
 
     def swap(self, run: Run) -> None:
@@ -140,18 +144,41 @@ class SingleFolder:
         self.path = path
         self.folder = RunFolder(path)
 
-    def check(self, config: RunConfig) -> None:
-        """See, without leaving a trace, that the folder can be written and holds no other run.
+    def check(self) -> None:
+        """See, without leaving a trace, that the folder can be read and written.
 
         Raises:
-            UserError: it cannot be written, its disk is full, a newer version wrote it, or it holds another run.
+            UserError: it cannot be written, its disk is full, a newer version wrote it, or it is a study's folder.
         """
         check_writable(self.path)
-        found = (self.path / "config.json").exists()
-        if found and bits_of(from_json(RunConfig, self.folder.config())) != bits_of(config):
-            raise RunFolderError(f"{self.path} holds a run of another config; choose another --out")
+        if (self.path / "study.json").exists() or (self.path / "runs").is_dir():
+            raise RunFolderError(f"{self.path} is the folder of a study; choose another --out for the run")
+        if (self.path / "config.json").exists():
+            self.folder.config()
 
-    def open(self, study: Study) -> None:
+    def check_same(self, run: Run) -> None:
+        """See that the folder is empty or holds this very run.
+
+        Raises:
+            RunFolderError: config, tokens, code or record are others than those of the run in the folder.
+        """
+        if not (self.path / "config.json").exists():
+            return
+        found = from_json(RunConfig, self.folder.config())
+        differences = differing_fields(bits_of(found), bits_of(run.config))
+        manifest = {"run_id": run.run_id, "data": run.data} | self.folder.manifest()
+        if manifest["data"].get("hash") != run.data["hash"]:
+            differences.append("the tokens of data.source")
+        elif manifest["run_id"] != run.run_id and not differences:
+            differences.append("the code of foreshock or of a plug-in")
+        if not covers(found.record, run.config.record):
+            differences += differing_fields(to_json(found.record), to_json(run.config.record), "record.")
+        if differences:
+            raise RunFolderError(
+                f"{self.path} holds another run, which differs in {', '.join(differences)}; choose another --out"
+            )
+
+    def open(self, study: Study, runs: Sequence[Run]) -> None:
         """Nothing is written but the run folder."""
 
     def state(self, run: Run) -> Literal["finished", "held", "ready"]:
@@ -168,7 +195,7 @@ class SingleFolder:
 
     def claimable(self, run: Run) -> RunSpec:
         """The folder, made if it is not there."""
-        self.folder.create(to_json(run.config))
+        _create(self.folder, run, run.config.record)
         return RunSpec(run_id=run.run_id, folder=self.path)
 
     def swap(self, run: Run) -> None:
@@ -222,6 +249,19 @@ def union(recorded: RecordConfig, asked: RecordConfig) -> RecordConfig:
         log_every=math.gcd(asked.log_every, recorded.log_every),
         keep_checkpoint=asked.keep_checkpoint or recorded.keep_checkpoint,
     )
+
+
+def differing_fields(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths of the fields in which two configs, as JSON, differ."""
+    ours, theirs = flatten(found, prefix), flatten(asked, prefix)
+    return sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+
+
+def _create(folder: RunFolder, run: Run, record: RecordConfig) -> None:
+    """Make the folder of a run, with the tokens it was planned on: its worker refuses others. What is there stays."""
+    folder.create(to_json(replace(run.config, record=record)))
+    if not folder.manifest():
+        folder.write_manifest({"run_id": run.run_id, "data": run.data})
 
 
 def _record(folder: RunFolder) -> RecordConfig:

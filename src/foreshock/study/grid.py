@@ -7,8 +7,8 @@ from itertools import product
 from typing import Any
 
 from foreshock.core.arms import AXES, Arm
-from foreshock.core.config import canonical_json, field_types, format_value, parse_value, replace_at, to_json
-from foreshock.core.errors import ConfigError, require
+from foreshock.core.config import canonical_json, field_types, parse_value, replace_at, split_outside, to_json
+from foreshock.core.errors import ConfigError, RunFolderError, require
 from foreshock.core.run_config import RunConfig, bits_of, resolve
 from foreshock.study.estimate import rough_seconds
 
@@ -42,7 +42,10 @@ class Size:
         """
         match = re.fullmatch(r"(\d+)x(\d+)(?:x(\d+))?", text.strip())
         if match is None:
-            raise ConfigError(f"sizes: cannot read {text!r}; write WIDTHxDEPTH such as 64x3, or WIDTHxDEPTHxHEADS")
+            raise ConfigError(
+                f"sizes: cannot read {text!r}; write WIDTHxDEPTH such as 64x3, WIDTHxDEPTHxHEADS, "
+                f"or a ladder: {', '.join(LADDERS)}"
+            )
         width, depth = int(match[1]), int(match[2])
         heads = int(match[3]) if match[3] else width // HEAD_DIMENSION
         if match[3] is None and (width % HEAD_DIMENSION or width == 0):
@@ -67,11 +70,28 @@ WIDTH_ONLY = _ladder("32x3", "64x3", "96x3", "128x3")
 """Depth is fixed at 3."""
 DEPTH_ONLY = _ladder("64x1", "64x2", "64x4", "64x8")
 """Width is fixed at 64."""
+LADDERS = {"joint": JOINT, "width-only": WIDTH_ONLY, "depth-only": DEPTH_ONLY}
+"""Ladders by their name on the command line."""
+
+
+def parse_sizes(texts: Iterable[str]) -> tuple[Size, ...]:
+    """Read sizes, each as `Size.parse` does or the name of a ladder.
+
+    Raises:
+        ConfigError: a text is neither.
+    """
+    return tuple(size for text in texts for size in LADDERS.get(text) or (Size.parse(text),))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A question asked of a ladder of proxies: every combination of the axes is one run."""
+    """A question asked of a ladder of proxies: every combination of the axes is one run.
+
+    A value given twice counts once; arms are equal if they make the same config of the base recipe.
+
+    Raises:
+        ConfigError: an axis without a value, an arm that is none, or an override of an axis.
+    """
 
     name: str
     """What the report calls it."""
@@ -91,6 +111,12 @@ class Study:
             require(len(getattr(self, axis)) > 0, axis, "must name at least one value", getattr(self, axis))
         for path in (path for arm in self.arms for path, _ in arm.overrides if path in AXES):
             raise ConfigError(f"interventions: {path} is an axis of the grid; use --sizes, --lrs or --seeds")
+        arms: dict[str, Arm] = {}
+        for arm in self.arms:
+            arms.setdefault(canonical_json(bits_of(arm.apply(self.base))), arm)
+        object.__setattr__(self, "arms", tuple(arms.values()))
+        for axis in ("sizes", "lrs", "seeds"):
+            object.__setattr__(self, axis, tuple(dict.fromkeys(getattr(self, axis))))
 
 
 def expand(study: Study) -> list[RunConfig]:
@@ -139,7 +165,7 @@ def vary(study: Study, settings: Iterable[str]) -> Study:
         path, text = _setting(setting, "--vary")
         if path.startswith("record."):
             raise ConfigError(f"--vary {path}: what a run records changes no result; use --set")
-        values = [parse_value(value) for value in _split_values(text)]
+        values = [parse_value(value) for value in split_outside(text, ",") if value.strip()]
         study = replace(study, arms=tuple(_with(arm, study.base, path, v) for arm in study.arms for v in values))
     return study
 
@@ -162,27 +188,17 @@ def _setting(text: str, option: str) -> tuple[str, str]:
     return path, value
 
 
-def _split_values(text: str) -> list[str]:
-    """Split at commas outside brackets and quotes."""
-    return re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|[^,])+", text)
-
-
-def arm_text(arm: Arm) -> str:
-    """The arm as `Arm.parse` reads it."""
-    overrides = [f"{path}={format_value(value)}" for path, value in arm.overrides]
-    return "+".join([*map(str, arm.interventions), *overrides]) or "none"
-
-
-def study_to_json(study: Study) -> dict[str, Any]:
-    """The content of study.json."""
+def study_to_json(study: Study, run_ids: Iterable[str]) -> dict[str, Any]:
+    """The content of study.json: the study, and the runs that it plans."""
     return {
         "format": STUDY_FORMAT,
         "name": study.name,
         "base": to_json(resolve(study.base)),
         "sizes": [str(size) for size in study.sizes],
         "lrs": list(study.lrs),
-        "arms": list(dict.fromkeys(arm_text(arm) for arm in study.arms)),
+        "arms": [str(arm) for arm in study.arms],
         "seeds": list(study.seeds),
+        "run_ids": list(run_ids),
     }
 
 
@@ -191,10 +207,13 @@ def shape_of(config: RunConfig) -> str:
     return str(Size(**{name: getattr(config.model, name) for name in field_types(Size)}))
 
 
-def check_study_format(found: Mapping[str, Any], where: object) -> None:
-    """Raise a ConfigError if a study.json was written by a newer version."""
-    if found.get("format", STUDY_FORMAT) > STUDY_FORMAT:
-        raise ConfigError(
-            f"{where} was written by a newer foreshock (format {found['format']}, this one reads {STUDY_FORMAT}); "
+def check_study_format(found: Any, where: object) -> None:
+    """Raise a RunFolderError if a study.json is none, or was written by a newer version."""
+    version = found.get("format", STUDY_FORMAT) if isinstance(found, Mapping) else None
+    if not isinstance(version, int):
+        raise RunFolderError(f"{where} is not what `foreshock study` writes; restore the file, or remove it")
+    if version > STUDY_FORMAT:
+        raise RunFolderError(
+            f"{where} was written by a newer foreshock (format {version}, this one reads {STUDY_FORMAT}); "
             "upgrade foreshock or choose another --out"
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from foreshock.core import plugins
 from foreshock.core.arms import arm_name
@@ -54,10 +55,8 @@ def make_plan(
     folder.check()
     slots = machine.check_workers(workers, study.base.runtime)
     base = resolve(study.base)
-    hash_of = _prepare_all(configs, data_progress)
-    runs = tuple(
-        Run(run_id=run_id(config, hash_of(config)), config=config, label=label_of(config, base)) for config in configs
-    )
+    data_of = _prepare_all(configs, data_progress)
+    runs = tuple(_run(config, data_of(config), base) for config in configs)
     missing = [run.config for run in runs if not folder.answers(run)]
     return Plan(
         study=study,
@@ -77,9 +76,10 @@ def plan_single(config: RunConfig, out: Path | str, data_progress: DataProgress 
     """
     check_machine([config])
     folder = SingleFolder(Path(out))
-    folder.check(config)
-    hash_of = _prepare_all([config], data_progress)
-    run = Run(run_id=run_id(config, hash_of(config)), config=config, label=label_of(config, config))
+    folder.check()
+    data_of = _prepare_all([config], data_progress)
+    run = _run(config, data_of(config), config)
+    folder.check_same(run)
     return Plan(
         study=Study(name=run.label, base=config),
         folder=folder,
@@ -106,16 +106,20 @@ def label_of(config: RunConfig, base: RunConfig) -> str:
     return f"{shape_of(config)} {arm_name(config, base)} lr {config.optim.lr:g} seed {config.train.seed}"
 
 
-def _prepare_all(configs: list[RunConfig], progress: DataProgress | None) -> Callable[[RunConfig], str]:
-    """Prepare the tokens of every run, each corpus once; gives the hash of a run's tokens."""
+def _run(config: RunConfig, data: dict[str, Any], base: RunConfig) -> Run:
+    return Run(run_id=run_id(config, data["hash"]), config=config, label=label_of(config, base), data=data)
+
+
+def _prepare_all(configs: list[RunConfig], progress: DataProgress | None) -> Callable[[RunConfig], dict[str, Any]]:
+    """Prepare the tokens of every run, each corpus once; gives the manifest of a run's tokens, with their hash."""
 
     def key(config: RunConfig) -> str:
         return canonical_json([config.data, config.train])
 
-    hashes: dict[str, str] = {}
+    manifests: dict[str, dict[str, Any]] = {}
     for config in configs:
-        if key(config) not in hashes:
+        if key(config) not in manifests:
             tokens = prepare(config.data, config.train, progress)
             bigram_of(tokens, config.data, config.train)  # here once, or the first runs would each count for themselves
-            hashes[key(config)] = tokens.hash
-    return lambda config: hashes[key(config)]
+            manifests[key(config)] = tokens.manifest | {"hash": tokens.hash}
+    return lambda config: manifests[key(config)]

@@ -22,7 +22,7 @@ class Display:
         self.console = console
         self.bar = Progress(BarColumn(None), TaskProgressColumn(), TextColumn("{task.description}"), expand=True)
         self.task: TaskID = self.bar.add_task("", total=1.0)
-        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Display":
         if self.live is not None:

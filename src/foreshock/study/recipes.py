@@ -1,10 +1,8 @@
 """Recipes: studies ready to run, by name. A recipe is a function without arguments that returns a Study.
 
-Add one by writing a function here and naming it in `__all__`: its name is the name on the command line, the first
-line of its docstring the help.
+Add one by writing a function here and naming it in `__all__`: its name is the name on the command line.
 """
 
-import inspect
 from dataclasses import replace
 
 from foreshock.core.arms import Arm
@@ -55,11 +53,6 @@ def load(name: str) -> Study:
     study = globals()[name]()
     assert isinstance(study, Study)
     return study
-
-
-def summary(name: str) -> str:
-    """The first line of a recipe's docstring."""
-    return (inspect.getdoc(globals()[name]) or "").partition("\n")[0]
 
 
 def _base(*, steps: int, eval_every: int) -> RunConfig:

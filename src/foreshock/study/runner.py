@@ -24,7 +24,7 @@ from foreshock.study.launchers.local import LOG, LocalLauncher
 from foreshock.study.plan import Plan
 from foreshock.tasks.worker import HELD_ELSEWHERE
 
-TICK = 0.02
+TICK = 0.05
 """Seconds between looks at the workers; what a slot may stand empty."""
 REPORT_EVERY = 0.5
 """Seconds between reports of progress."""
@@ -115,7 +115,7 @@ def run_plan(
         if launcher is None:
             devices = machine.cuda_devices() if plan.study.base.runtime.device == "cuda" else ()
             launcher = stack.enter_context(LocalLauncher(plan.workers, devices=devices))
-        plan.folder.open(plan.study)
+        plan.folder.open(plan.study, plan.runs)
         interrupts = stack.enter_context(Interrupts())
         return _Schedule(plan, launcher, on_progress).run(interrupts)
 
@@ -180,8 +180,9 @@ class _Schedule:
     def fill(self) -> None:
         """Start runs in the free slots, passing over those that are finished or held elsewhere."""
         now = time.monotonic()
-        for run in [r for r in self.pending if self.look_again.get(r.run_id, 0.0) <= now]:
-            if len(self.active) >= self.launcher.slots:
+        while len(self.active) < self.launcher.slots:
+            run = next((run for run in self.pending if self.look_again.get(run.run_id, 0.0) <= now), None)
+            if run is None:
                 return
             state = self.plan.folder.state(run)
             if state == "held":

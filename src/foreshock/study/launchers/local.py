@@ -10,7 +10,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ PRELOADED = ("torch", "torch._dynamo", "foreshock.tasks.train")
 """What a fork server loads for all runs; torch's optimizers import torch._dynamo when they are built."""
 LOG = "log.txt"
 """File of the run folder that a worker's output is appended to."""
+CLOSE_TICK = 0.02
+"""Seconds between looks at workers that are to end."""
 
 
 class LocalLauncher:
@@ -41,7 +44,7 @@ class LocalLauncher:
         self._slots = slots
         self._devices = devices
         self._worker, self._preload = worker, ",".join(preload)
-        self._taken: dict[int, Callable[[], int | None]] = {}
+        self._taken: dict[int, Handle] = {}
         self._servers = [_Server(worker, self._preload)] if fork else []
 
     @property
@@ -51,14 +54,18 @@ class LocalLauncher:
 
     def submit(self, spec: RunSpec) -> Handle:
         """Start a run in the first free slot."""
-        slot = next(i for i in range(self._slots) if i not in self._taken or self._taken[i]() is not None)
+        slot = next(i for i in range(self._slots) if i not in self._taken or self._taken[i].poll() is not None)
         env = {"CUDA_VISIBLE_DEVICES": self._devices[slot % len(self._devices)]} if self._devices else {}
         handle = self._fork(spec, env) if self._servers else _start_process(self._worker, spec.folder, env)
-        self._taken[slot] = handle.poll
+        self._taken[slot] = handle
         return handle
 
     def close(self) -> None:
-        """Close the server, which asks what it still has running to checkpoint and exit."""
+        """Ask what is still running to checkpoint and exit, and wait until it has."""
+        for handle in self._taken.values():
+            handle.terminate()
+        while any(handle.poll() is None for handle in self._taken.values()):
+            time.sleep(CLOSE_TICK)
         for server in self._servers:
             server.close()
 
