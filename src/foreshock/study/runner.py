@@ -212,11 +212,14 @@ class _Schedule:
 
     def settle(self, active: _Active, code: int) -> None:
         """Decide what the end of a worker means for its run."""
-        run, status = active.run, str(active.folder.status()["status"])
-        if code == HELD_ELSEWHERE or (code != 0 and is_held(active.folder.path)):
+        run = active.run
+        held = code == HELD_ELSEWHERE or (code != 0 and is_held(active.folder.path))
+        # Read after looking at the lock: a worker that outlived its server may have finished just now.
+        status = str(active.folder.status()["status"])
+        if held:
             self.pending.append(run)
             self.look_again[run.run_id] = time.monotonic() + RECHECK
-        elif code == 0 and status in FINISHED:
+        elif status in FINISHED:
             self.plan.folder.swap(run)
             self.worked += self.cost[run.run_id] * (1 - active.done_before)
             self.end(run, status)
