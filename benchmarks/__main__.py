@@ -1,6 +1,7 @@
-"""`make bench`: measure, print, and write docs/benchmarks.md."""
+"""`make bench`: measure, print, and write docs/benchmarks/*.md, one file a part."""
 
 import argparse
+import os
 import platform
 from pathlib import Path
 
@@ -8,19 +9,23 @@ import torch
 
 from benchmarks import step, study
 
-TARGET = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+TARGET = Path(__file__).parent.parent / "docs" / "benchmarks"
 
-STEP_HEAD = """## One training step
+STEP_HEAD = """# One training step
 
-Median ratios over {blocks} interleaved blocks of 10 steps, 1 thread, default monitors at their default cadence.
-*Plain* is a hand-written loop with fused q, k, v (`benchmarks/plain.py`); memory is the peak of a process of its own.
+{machine}
+
+Median ratios over {blocks} interleaved blocks of {block} steps, 1 thread, default monitors at their default cadence
+(one logged step a block). *Plain* is a hand-written loop with fused q, k, v (`benchmarks/plain.py`). Memory is what a
+process of its own takes at its peak beyond what it held before the loop was built.
 
 | size | plain, ms | (a) with monitors ÷ plain | without ÷ plain | (c) with ÷ without | (d) memory ÷ plain | MFU |
 |---|---|---|---|---|---|---|
 """
 
-STUDY_TEXT = """
-## (b) The quick study
+STUDY_TEXT = """# (b) The quick study
+
+{machine}
 
 Steps a second of whole processes, imports, records and the report included; the bare loops do the same steps and
 evaluations on the same tokens.
@@ -33,28 +38,42 @@ evaluations on the same tokens.
 """
 
 
-def main() -> None:
-    """Run the benchmarks that this machine can run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--blocks", type=int, default=30, help="interleaved blocks of 10 steps")
-    parser.add_argument("--skip-study", action="store_true", help="only the training step")
-    parser.add_argument("--out", type=Path, default=TARGET)
-    options = parser.parse_args()
-    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
-    text = f"# Benchmarks\n\nWritten by `make bench` on {device}, torch {torch.__version__}. Ratios inside one run.\n\n"
-    text += STEP_HEAD.format(blocks=options.blocks)
-    for shape in step.shapes(options.device):
-        found = step.compare(shape, options.blocks)
+def step_page(device: str, blocks: int) -> str:
+    """(a), (c), (d): the training step at several sizes."""
+    text = STEP_HEAD.format(machine=machine(device), blocks=blocks, block=step.BLOCK)
+    for shape in step.shapes(device):
+        found = step.compare(shape, blocks)
         utilisation = "" if found.mfu is None else f"{found.mfu:.1%}"
         text += (
             f"| {found.size} | {found.plain_ms:.1f} | {found.monitored_to_plain:.3f} | {found.bare_to_plain:.3f} "
-            f"| {found.monitored_to_bare:.3f} | {found.memory_to_plain:.3f} | {utilisation} |\n"
+            f"| {found.monitored_to_bare:.3f} | {found.memory_to_plain:.2f} | {utilisation} |\n"
         )
-    if not options.skip_study and options.device == "cpu":
-        text += STUDY_TEXT.format(**vars(study.compare()))
-    print(text)
-    options.out.write_text(text)
+    return text
+
+
+def machine(device: str) -> str:
+    """Where the figures are from."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    return f"Written by `make bench` on {name}, torch {torch.__version__}. Ratios inside one run."
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["step", "study"], help="step, study; both by default")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--blocks", type=int, default=20, help="interleaved blocks of the step benchmark")
+    options = parser.parse_args()
+    pages = {}
+    if "step" in options.parts:
+        name = "step" if options.device == "cpu" else "step_cuda"
+        pages[name] = step_page(options.device, options.blocks)
+    if "study" in options.parts and options.device == "cpu":
+        pages["study"] = STUDY_TEXT.format(machine=machine("cpu"), **vars(study.compare()))
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for name, text in pages.items():
+        print(text)
+        (TARGET / f"{name}.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """One training step: foreshock with and without monitors against the plain loop, in time and memory."""
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -19,7 +19,7 @@ from foreshock.training.step import train_step
 
 VOCAB = 257
 BLOCK = RecordConfig().log_every
-"""Steps between switches from one loop to the other: one logged step in each block, the default cadence."""
+"""Steps between switches from one loop to the other: one logged step a block, the default cadence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def mfu(shape: Shape, seconds: float) -> float | None:
 
 
 def peak_memory(shape: Shape, loop: str) -> float:
-    """Peak bytes of a process of its own that does a few blocks of one loop."""
+    """Bytes that three blocks of one loop take at their peak, in a process of its own."""
     arguments = json.dumps({"loop": loop, **asdict(shape)})
     code = "import sys, json; from benchmarks.step import memory_main; memory_main(json.loads(sys.argv[1]))"
     result = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=True)
@@ -137,15 +137,38 @@ def peak_memory(shape: Shape, loop: str) -> float:
 
 
 def memory_main(arguments: dict[str, object]) -> None:
-    """Print the peak memory of this process, or of the GPU, after three blocks."""
+    """Print by how much the peak memory of this process, or of the GPU, exceeds what it held before."""
     torch.set_num_threads(1)
     loop = arguments.pop("loop")
     shape = Shape(**arguments)  # type: ignore[arg-type]
-    step = plain_stepper(shape) if loop == "plain" else foreshock_stepper(shape, monitors=True)
+    build = {"plain": plain_stepper, "monitored": lambda s: foreshock_stepper(s, monitors=True)}
+    # A tiny loop first: what torch allocates once, and imports when first used, belongs to neither.
+    build["monitored"](replace(shape, width=16, depth=1, heads=1, batch_size=1))(BLOCK)
+    before = reset_peak(shape.device)
+    step = build[str(loop)](shape)
     for number in range(1, 3 * BLOCK + 1):
         step(number)
-    on_gpu = shape.device == "cuda"
-    print(torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak(shape.device) - before)
+
+
+def reset_peak(device: str) -> int:
+    """Forget the peak so far; bytes held now."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_of_process("VmRSS")
+
+
+def peak(device: str) -> int:
+    """Peak bytes since then."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else memory_of_process("VmHWM")
+
+
+def memory_of_process(field: str) -> int:
+    """A memory field of /proc/self/status, in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
 
 
 def shapes(device: str) -> list[Shape]:

@@ -204,7 +204,7 @@ class RecordConfig:
         "monitors", "loss", "optim", "attention_logits", "output_logits", "norms", "block_outputs", "throughput"
     )
     """Monitors to attach."""
-    log_every: int = 10
+    log_every: int = 20
     """Steps between logged steps; the first, the last and step ⌈steps/4⌉ are always logged."""
     checkpoint_every: int = 100
     """Steps between checkpoints of an unfinished run."""

@@ -17,7 +17,7 @@ def quick() -> Study:
     """Three sizes, seven learning rates, with and without qk-norm: 42 runs, under five minutes on two cores."""
     return Study(
         name="quick",
-        base=_base(steps=250, eval_every=125),
+        base=_base(steps=250, eval_every=125, log_every=10),
         sizes=JOINT[:3],
         arms=(Arm(), Arm.parse("qk_norm")),
     )
@@ -30,7 +30,7 @@ def small() -> Study:
     """
     return Study(
         name="small",
-        base=_base(steps=1000, eval_every=250),
+        base=_base(steps=1000, eval_every=250, log_every=20),
         sizes=tuple(map(Size.parse, ("32x2", "48x2", "64x3", "80x3"))),
         arms=tuple(Arm.parse(t) for t in ("none", "qk_norm", "qk_norm+z_loss", "qk_norm+optim.weight_decay=0")),
         seeds=(0, 1, 2),
@@ -55,7 +55,11 @@ def load(name: str) -> Study:
     return study
 
 
-def _base(*, steps: int, eval_every: int) -> RunConfig:
+def _base(*, steps: int, eval_every: int, log_every: int) -> RunConfig:
     """The base recipe at another length."""
     base = RunConfig()
-    return replace(base, train=replace(base.train, steps=steps, eval_every=eval_every))
+    return replace(
+        base,
+        train=replace(base.train, steps=steps, eval_every=eval_every),
+        record=replace(base.record, log_every=log_every),
+    )
