@@ -350,7 +350,7 @@ def test_asking_for_more_runs_again_and_swaps_the_folder(tmp_path: Path) -> None
     assert result.finished == {"done": 1}
     assert begun(out) == {"run0": [0], "run1": [0]}
     assert RunFolder(out / "runs/run0").config()["record"]["log_every"] == 5
-    assert RunFolder(out / "runs/run1").config()["record"]["log_every"] == 10
+    assert RunFolder(out / "runs/run1").config()["record"]["log_every"] == RecordConfig().log_every
     assert not list((out / ".rerun").iterdir())
     assert not list((out / ".old").iterdir())
     # The new record covers the old request too.
