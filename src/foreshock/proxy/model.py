@@ -43,10 +43,6 @@ class Proxy(nn.Module):
         logits_BTV: Tensor = self.head(self.final_norm(x_BTD))
         return logits_BTV
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The module that makes the output logits (the name Hugging Face models use)."""
-        return self.head
-
 
 class Block(nn.Module):
     """x = residual(x, attention(x)); x = residual(x, mlp(x)), each with its norm slots."""
