@@ -15,9 +15,10 @@ STEP_HEAD = """# One training step
 
 {machine}
 
-Median ratios over {blocks} interleaved blocks of {block} steps, 1 thread, default monitors at their default cadence
-(one logged step a block). *Plain* is a hand-written loop with fused q, k, v (`benchmarks/plain.py`). Memory is what a
-process of its own takes at its peak beyond what it held before the loop was built.
+Median ratios over {processes} processes, in each the median over interleaved blocks of {block} steps, {blocks} blocks
+in all, 1 thread, default monitors at their default cadence (one logged step a block). *Plain* is a hand-written loop
+with fused q, k, v (`benchmarks/plain.py`). Memory is what a process of its own takes at its peak beyond what it held
+before the loop was built.
 
 | size | plain, ms | (a) with monitors ÷ plain | without ÷ plain | (c) with ÷ without | (d) memory ÷ plain | MFU |
 |---|---|---|---|---|---|---|
@@ -40,7 +41,7 @@ evaluations on the same tokens.
 
 def step_page(device: str, blocks: int) -> str:
     """(a), (c), (d): the training step at several sizes."""
-    text = STEP_HEAD.format(machine=machine(device), blocks=blocks, block=step.BLOCK)
+    text = STEP_HEAD.format(machine=machine(device), blocks=blocks, block=step.BLOCK, processes=step.PROCESSES)
     for shape in step.shapes(device):
         found = step.compare(shape, blocks)
         utilisation = "" if found.mfu is None else f"{found.mfu:.1%}"
@@ -62,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=["step", "study"], help="step, study; both by default")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--blocks", type=int, default=20, help="interleaved blocks of the step benchmark")
+    parser.add_argument("--blocks", type=int, default=25, help="interleaved blocks of the step benchmark, over all processes")
     options = parser.parse_args()
     pages = {}
     if "step" in options.parts:

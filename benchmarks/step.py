@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,10 +22,13 @@ VOCAB = 257
 BLOCK = RecordConfig().log_every
 """Steps between switches from one loop to the other: one logged step a block, the default cadence."""
 
+PROCESSES = 5
+"""Processes that time each size, one after another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepRatios:
-    """Medians over blocks of the ratios of neighbouring blocks."""
+    """Medians over processes of the medians over blocks of the ratios of neighbouring blocks."""
 
     size: str
     plain_ms: float
@@ -85,12 +89,35 @@ def foreshock_stepper(shape: Shape, *, monitors: bool) -> Callable[[int], None]:
 
 
 def compare(shape: Shape, blocks: int) -> StepRatios:
+    """Medians over processes: where a process happens to lay its tensors in memory moves ratios by some per cent."""
+    found = [in_process("time_main", shape, blocks=blocks // PROCESSES) for _ in range(PROCESSES)]
+    ratios = {name: statistics.median(process[name] for process in found) for name in found[0]}
+    monitored_s = ratios.pop("monitored_s")
+    return StepRatios(
+        size=f"{shape.width}x{shape.depth}",
+        **ratios,
+        memory_to_plain=in_process("memory_main", shape, loop="monitored")
+        / in_process("memory_main", shape, loop="plain"),
+        mfu=mfu(shape, monitored_s),
+    )
+
+
+def in_process(main: str, shape: Shape, **arguments: object) -> Any:
+    """What a function of this module prints as JSON in a process of its own."""
+    code = f"import sys, json; from benchmarks.step import {main}; {main}(**json.loads(sys.argv[1]))"
+    text = json.dumps({"shape": asdict(shape), **arguments})
+    result = subprocess.run([sys.executable, "-c", code, text], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def time_main(shape: dict[str, Any], blocks: int) -> None:
     """Interleave blocks of the three loops, so that a drift of the machine's speed falls out of the ratios."""
     torch.set_num_threads(1)
+    made = Shape(**shape)
     steppers = {
-        "plain": plain_stepper(shape),
-        "bare": foreshock_stepper(shape, monitors=False),
-        "monitored": foreshock_stepper(shape, monitors=True),
+        "plain": plain_stepper(made),
+        "bare": foreshock_stepper(made, monitors=False),
+        "monitored": foreshock_stepper(made, monitors=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     for block in range(blocks + 1):
@@ -98,19 +125,18 @@ def compare(shape: Shape, blocks: int) -> StepRatios:
             start = time.perf_counter()
             for number in range(BLOCK * block + 1, BLOCK * (block + 1) + 1):
                 step(number)
-            if shape.device == "cuda":
+            if made.device == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append((time.perf_counter() - start) / BLOCK)
     timed = {name: values[1:] for name, values in seconds.items()}  # the first block warms up
-    return StepRatios(
-        size=f"{shape.width}x{shape.depth}",
-        plain_ms=1e3 * statistics.median(timed["plain"]),
-        monitored_to_plain=median_ratio(timed["monitored"], timed["plain"]),
-        bare_to_plain=median_ratio(timed["bare"], timed["plain"]),
-        monitored_to_bare=median_ratio(timed["monitored"], timed["bare"]),
-        memory_to_plain=peak_memory(shape, "monitored") / peak_memory(shape, "plain"),
-        mfu=mfu(shape, statistics.median(timed["monitored"])),
-    )
+    found = {
+        "plain_ms": 1e3 * statistics.median(timed["plain"]),
+        "monitored_to_plain": median_ratio(timed["monitored"], timed["plain"]),
+        "bare_to_plain": median_ratio(timed["bare"], timed["plain"]),
+        "monitored_to_bare": median_ratio(timed["monitored"], timed["bare"]),
+        "monitored_s": statistics.median(timed["monitored"]),
+    }
+    print(json.dumps(found))
 
 
 def median_ratio(above: list[float], below: list[float]) -> float:
@@ -128,27 +154,18 @@ def mfu(shape: Shape, seconds: float) -> float | None:
     return None if peak is None else flops / seconds / peak
 
 
-def peak_memory(shape: Shape, loop: str) -> float:
-    """Bytes that three blocks of one loop take at their peak, in a process of its own."""
-    arguments = json.dumps({"loop": loop, **asdict(shape)})
-    code = "import sys, json; from benchmarks.step import memory_main; memory_main(json.loads(sys.argv[1]))"
-    result = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=True)
-    return float(result.stdout)
-
-
-def memory_main(arguments: dict[str, object]) -> None:
-    """Print by how much the peak memory of this process, or of the GPU, exceeds what it held before."""
+def memory_main(shape: dict[str, Any], loop: str) -> None:
+    """Print by how much three blocks of a loop raise the peak memory of this process, or of the GPU, in bytes."""
     torch.set_num_threads(1)
-    loop = arguments.pop("loop")
-    shape = Shape(**arguments)  # type: ignore[arg-type]
+    made = Shape(**shape)
     build = {"plain": plain_stepper, "monitored": lambda s: foreshock_stepper(s, monitors=True)}
     # A tiny loop first: what torch allocates once, and imports when first used, belongs to neither.
-    build["monitored"](replace(shape, width=16, depth=1, heads=1, batch_size=1))(BLOCK)
-    before = reset_peak(shape.device)
-    step = build[str(loop)](shape)
+    build["monitored"](replace(made, width=16, depth=1, heads=1, batch_size=1))(BLOCK)
+    before = reset_peak(made.device)
+    step = build[loop](made)
     for number in range(1, 3 * BLOCK + 1):
         step(number)
-    print(peak(shape.device) - before)
+    print(peak(made.device) - before)
 
 
 def reset_peak(device: str) -> int:

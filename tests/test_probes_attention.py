@@ -77,9 +77,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("K", [1, 3, 16])
-def test_statistics_equal_the_naive_reference(case: str, K: int) -> None:
-    """Queries are taken K at a time: one by one, in uneven chunks, all at once."""
+@pytest.mark.parametrize(("K", "at_once"), [(1, 1), (3, 1), (16, 1), (4, attention.AT_ONCE)])
+def test_statistics_equal_the_naive_reference(case: str, K: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries are taken one by one, in uneven chunks, all at once."""
+    monkeypatch.setattr(attention, "AT_ONCE", at_once)
     call = call_of(K=K, **CASES[case])
     found = statistics(call)
     highest, largest, entropy = reference(call)
@@ -146,6 +147,10 @@ def test_the_whole_matrix_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None
         return scores
 
     monkeypatch.setattr(attention, "logits", spy)
+    statistics(call_of(T=64))
+    assert max(largest) == 2 * 3 * 64 * 64, "few enough to be taken at once"
+    largest.clear()
+    monkeypatch.setattr(attention, "AT_ONCE", 1000)
     statistics(call_of(T=64))
     assert max(largest) == 2 * 3 * 4 * 64, "as many logits as k has elements, not B·H·T·S"
 

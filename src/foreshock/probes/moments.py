@@ -20,38 +20,47 @@ def unscaled_update(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
     """
     for group in optimizer.param_groups:
         if any(member is parameter for member in group["params"]):
-            return _update(parameter, group, optimizer.state.get(parameter, {}))
+            return next((update for _, update in _updates([parameter], group, optimizer)), None)
     return None
 
 
 def unscaled_updates(optimizer: Optimizer) -> Iterator[tuple[Tensor, Mapping[str, Any], Tensor]]:
     """Every parameter with its group and its `unscaled_update`, made one at a time; unknown ones are left out."""
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            update = _update(parameter, group, optimizer.state.get(parameter, {}))
+        for parameter, update in _updates(group["params"], group, optimizer):
+            yield parameter, group, update
+
+
+def _updates(
+    parameters: Sequence[Tensor], group: Mapping[str, Any], optimizer: Optimizer
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The parameters of one group with what the optimizer made of them."""
+    # "amsgrad" tells torch's Adam and AdamW from RAdam and NAdam, whose moments are combined in another way.
+    if {"betas", "eps", "amsgrad"} <= group.keys():
+        yield from _adam_updates(
+            [p for p in parameters if "exp_avg_sq" in optimizer.state.get(p, {})], group, optimizer
+        )
+    elif {"momentum", "dampening", "nesterov"} <= group.keys():
+        for parameter in parameters:
+            update = _sgd_update(parameter, group, optimizer.state.get(parameter, {}))
             if update is not None:
-                yield parameter, group, update
+                yield parameter, update
 
 
 @torch.no_grad()
-def _update(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
-    # "amsgrad" tells torch's Adam and AdamW from RAdam and NAdam, whose moments are combined in another way.
-    if {"betas", "eps", "amsgrad"} <= group.keys():
-        return _adam_update(group, state) if "exp_avg_sq" in state else None
-    if {"momentum", "dampening", "nesterov"} <= group.keys():
-        return _sgd_update(parameter, group, state)
-    return None
-
-
-def _adam_update(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+def _adam_updates(
+    parameters: Sequence[Tensor], group: Mapping[str, Any], optimizer: Optimizer
+) -> Iterator[tuple[Tensor, Tensor]]:
+    if not parameters:
+        return
+    states = [optimizer.state[parameter] for parameter in parameters]
     beta1, beta2 = group["betas"]
     # Fused and capturable versions keep the step on the device: stay a tensor, so that nothing is copied.
-    step = torch.as_tensor(state["step"]).double()
-    second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-    first_hat: Tensor = state["exp_avg"] / (1 - beta1**step)
-    second_hat: Tensor = second / (1 - beta2**step)
-    update: Tensor = first_hat / (second_hat.sqrt() + group["eps"])
-    return update
+    steps = torch.stack([torch.as_tensor(state["step"]).double() for state in states])
+    first_corrections, second_corrections = (1 - beta1**steps).unbind(), (1 - beta2**steps).sqrt().unbind()
+    second_moment = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    for parameter, state, first, second in zip(parameters, states, first_corrections, second_corrections, strict=True):
+        yield parameter, (state["exp_avg"] / first).div_((state[second_moment].sqrt() / second).add_(group["eps"]))
 
 
 def _sgd_update(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
