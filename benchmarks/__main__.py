@@ -36,6 +36,12 @@ evaluations on the same tokens.
 | quick study, seconds | {study_s:.0f} |
 | throughput ÷ the same runs one after another, default threads | {study_to_serial:.2f} |
 | throughput ÷ two bare single-threaded loops side by side | {study_to_side_by_side:.2f} |
+
+Where the study's time on two cores went:
+
+| | share |
+|---|---|
+{profile}
 """
 
 
@@ -52,6 +58,13 @@ def step_page(device: str, blocks: int) -> str:
     return text
 
 
+def study_page() -> str:
+    """(b): the quick study."""
+    found = vars(study.compare())
+    found["profile"] = "\n".join(f"| {name} | {share:.1%} |" for name, share in found["profile"].items())
+    return STUDY_TEXT.format(machine=machine("cpu"), **found)
+
+
 def machine(device: str) -> str:
     """Where the figures are from."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {os.cpu_count()} cores"
@@ -63,14 +76,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=["step", "study"], help="step, study; both by default")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--blocks", type=int, default=25, help="interleaved blocks of the step benchmark, over all processes")
+    parser.add_argument(
+        "--blocks", type=int, default=25, help="interleaved blocks of the step benchmark, over all processes"
+    )
     options = parser.parse_args()
     pages = {}
     if "step" in options.parts:
         name = "step" if options.device == "cpu" else "step_cuda"
         pages[name] = step_page(options.device, options.blocks)
     if "study" in options.parts and options.device == "cpu":
-        pages["study"] = STUDY_TEXT.format(machine=machine("cpu"), **vars(study.compare()))
+        pages["study"] = study_page()
     TARGET.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         print(text)

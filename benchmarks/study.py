@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.plain import PlainLoop, Shape
 from foreshock import read_runs, recipes
+from foreshock.core import files
 from foreshock.proxy.data.prepare import prepare
 from foreshock.study.grid import expand
 
@@ -30,6 +31,8 @@ class StudyRatios:
     study_s: float
     study_to_serial: float
     study_to_side_by_side: float
+    profile: dict[str, float]
+    """Shares of the study's time on two cores, by what they went into."""
 
 
 def compare() -> StudyRatios:
@@ -37,16 +40,37 @@ def compare() -> StudyRatios:
     runs = bare_runs()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "foreshock", "study", "quick", "--out", f"{folder}/quick", "--json"]
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.time()
         subprocess.run(command, check=True, capture_output=True)
         study_s = time.perf_counter() - start
         study_steps = int(read_runs(Path(folder) / "quick")["steps"].sum())
+        profile = profile_of(Path(folder) / "quick", began, study_s)
     study = study_steps / study_s
     steps = sum(run["steps"] for run in runs)
     serial = steps / timed([runs], threads=None)
     # Longest first and alternating: both processes get the same work.
     side_by_side = steps / timed([runs[0::2], runs[1::2]], threads=1)
-    return StudyRatios(study_s=study_s, study_to_serial=study / serial, study_to_side_by_side=study / side_by_side)
+    return StudyRatios(
+        study_s=study_s, study_to_serial=study / serial, study_to_side_by_side=study / side_by_side, profile=profile
+    )
+
+
+def profile_of(folder: Path, began: float, study_s: float) -> dict[str, float]:
+    """Where two cores were during a study, from the events of its runs; shares that add up to 1."""
+    events = [files.read_lines(path) for path in sorted(folder.glob("runs/*/events.jsonl"))]
+    started = [float(lines[0]["time"]) for lines in events]
+    ended = [float(lines[-1]["time"]) for lines in events]
+    inside = sum(read_runs(folder)["wall_s"])
+    runs = sum(end - start for start, end in zip(started, ended, strict=True))
+    busy = max(ended) - min(started)
+    seconds = {
+        "steps and evaluations": inside,
+        "the rest of a run: first evaluation, records": runs - inside,
+        "between runs: set-up, imports, an idle core at the end": 2 * busy - runs,
+        "before the first run (one core idle)": 2 * (min(started) - began),
+        "after the last: tables and report (one core idle)": 2 * (began + study_s - max(ended)),
+    }
+    return {name: value / (2 * study_s) for name, value in seconds.items()}
 
 
 def bare_runs() -> list[dict[str, Any]]:
