@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.plain import PlainLoop, Shape
-from foreshock.core.run_config import DataConfig, ModelConfig, RecordConfig, RunConfig, RuntimeConfig, TrainConfig
+from foreshock.core.model_config import ModelConfig
+from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig, RuntimeConfig, TrainConfig
 from foreshock.monitors.throughput import peak_flops
 from foreshock.training.setup import Training, build_training, training_flops
 from foreshock.training.step import train_step

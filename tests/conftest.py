@@ -13,7 +13,8 @@ import pytest
 
 from foreshock.core.arms import Arm
 from foreshock.core.config import Spec, to_json
-from foreshock.core.run_config import DataConfig, ModelConfig, RecordConfig, RunConfig, TrainConfig, resolve
+from foreshock.core.model_config import ModelConfig
+from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig, TrainConfig, resolve
 from foreshock.core.run_folder import RunFolder
 
 

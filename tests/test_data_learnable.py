@@ -6,7 +6,8 @@ import pytest
 
 from foreshock.core.config import Spec, to_json
 from foreshock.core.files import read_lines
-from foreshock.core.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig, resolve
+from foreshock.core.model_config import ModelConfig
+from foreshock.core.run_config import DataConfig, OptimConfig, RunConfig, resolve
 from foreshock.core.run_folder import RunFolder
 from foreshock.proxy.data.bigram import bigram_of
 from foreshock.proxy.data.prepare import prepare

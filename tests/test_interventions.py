@@ -12,7 +12,8 @@ from foreshock.core import plugins
 from foreshock.core.config import Spec, replace_at
 from foreshock.core.contracts import StepInfo
 from foreshock.core.errors import ConfigError
-from foreshock.core.run_config import ModelConfig, RecordConfig, RunConfig, edited
+from foreshock.core.model_config import ModelConfig
+from foreshock.core.run_config import RecordConfig, RunConfig, edited
 from foreshock.interventions.qk_norm import QkNorm
 from foreshock.interventions.z_loss import ZLoss
 from foreshock.probes.attention import statistics, tap_attention

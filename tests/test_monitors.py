@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from foreshock.core import plugins
 from foreshock.core.config import Spec
 from foreshock.core.contracts import Context, StepInfo
-from foreshock.core.run_config import DataConfig, ModelConfig, OptimConfig, RecordConfig, RunConfig, TrainConfig
+from foreshock.core.model_config import ModelConfig
+from foreshock.core.run_config import DataConfig, OptimConfig, RecordConfig, RunConfig, TrainConfig
 from foreshock.monitors.norms import Norms
 from foreshock.monitors.output_logits import OutputLogits
 from foreshock.monitors.throughput import Throughput

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreshock.core.run_config import ModelConfig, OptimConfig, ScheduleConfig
+from foreshock.core.model_config import ModelConfig, Roles
+from foreshock.core.run_config import OptimConfig, ScheduleConfig
 from foreshock.proxy.model import Proxy
 from foreshock.proxy.optim import build_optimizer, set_learning_rate
 from foreshock.proxy.parametrization import initialise
@@ -17,7 +18,7 @@ from foreshock.proxy.schedules import schedule_factor
 
 def tiny() -> Proxy:
     model = Proxy(ModelConfig(width=16, depth=1, heads=1), 11, 8)
-    initialise(model, "standard", seed=0)
+    initialise(model, Roles(), seed=0)
     return model.double()
 
 
@@ -35,7 +36,7 @@ def test_adamw_follows_its_formula(decay: str) -> None:
     """θ -= s·(η·m̂/(√v̂+ε) + λθ) when independent, θ -= s·η·(m̂/(√v̂+ε) + λθ) when coupled (2309.14322 sec. 2.1)."""
     config = OptimConfig(lr=0.02, weight_decay=0.1, decay=decay, beta1=0.9, beta2=0.95, eps=1e-8)
     model, reference = tiny(), tiny()
-    optimizer = build_optimizer(model, config, "standard")
+    optimizer = build_optimizer(model, config, Roles())
     first = [torch.zeros_like(p) for p in reference.parameters()]
     second = [torch.zeros_like(p) for p in reference.parameters()]
     for step, factor in enumerate(FACTORS, start=1):
@@ -60,7 +61,7 @@ def test_independent_1e_4_is_coupled_0_1_at_1e_3() -> None:
     for decay, strength in (("independent", 1e-4), ("coupled", 0.1)):
         model = tiny()
         config = OptimConfig(lr=1e-3, weight_decay=strength, decay=decay)
-        optimizer = build_optimizer(model, config, "standard")
+        optimizer = build_optimizer(model, config, Roles())
         for step in (1, 2, 3):
             gradients(model, step)
             optimizer.step()
@@ -74,7 +75,7 @@ def test_equals_torch_where_definitions_coincide(name: str) -> None:
     """Coupled AdamW and L2 Adam are torch's, unfused."""
     config = OptimConfig(name=name, lr=0.01, weight_decay=0.05, decay="coupled")
     model, reference = tiny(), tiny()
-    ours = build_optimizer(model, config, "standard")
+    ours = build_optimizer(model, config, Roles())
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     theirs = kind(reference.parameters(), lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05)
     for step in (1, 2, 3):
@@ -89,7 +90,7 @@ def test_sgd_decays_apart_from_momentum() -> None:
     """θ -= s·λ·θ, then θ -= s·η·buffer, buffer = β·buffer + gradient."""
     config = OptimConfig(name="sgd", lr=0.1, weight_decay=0.01, beta1=0.5)
     model, reference = tiny(), tiny()
-    optimizer = build_optimizer(model, config, "standard")
+    optimizer = build_optimizer(model, config, Roles())
     buffers = [torch.zeros_like(p) for p in reference.parameters()]
     for step, factor in enumerate(FACTORS, start=1):
         gradients(model, step)

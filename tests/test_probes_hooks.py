@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from foreshock.core.config import Spec
 from foreshock.core.contracts import StepInfo
 from foreshock.core.errors import UserError
-from foreshock.core.run_config import AttentionConfig, ModelConfig
+from foreshock.core.model_config import AttentionConfig, ModelConfig
 from foreshock.probes.attention import tap_attention
 from foreshock.probes.hooks import Taps, blocks_of, tap_outputs
 from foreshock.probes.moments import rms

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from foreshock.core.config import Spec
-from foreshock.core.run_config import AttentionConfig, ModelConfig, NormSlots
+from foreshock.core.model_config import AttentionConfig, ModelConfig, NormSlots, Roles
 from foreshock.proxy.model import Proxy
 from foreshock.proxy.parametrization import block_parameters, initialise, role_of, rules
 from foreshock.proxy.presets import llama
@@ -51,7 +51,7 @@ def test_equals_hugging_face(family: str) -> None:
     if family == "qwen3":
         config = replace(config, norms=replace(config.norms, q=RMS, k=RMS))
     ours = Proxy(config, VOCAB, T)
-    initialise(ours, "standard", seed=3)
+    initialise(ours, Roles(), seed=3)
     kind, model = (LlamaConfig, LlamaForCausalLM) if family == "llama" else (Qwen3Config, Qwen3ForCausalLM)
     theirs = model(
         kind(
@@ -82,7 +82,7 @@ def test_equals_hugging_face(family: str) -> None:
 
 def small(**changes: object) -> Proxy:
     model = Proxy(ModelConfig(width=32, depth=2, heads=2, **changes), VOCAB, T)
-    initialise(model, "standard", seed=0)
+    initialise(model, Roles(), seed=0)
     return model
 
 
@@ -138,14 +138,14 @@ def test_every_parameter_has_a_role_and_a_cure_leaves_the_rest_alone() -> None:
 def test_initial_standard_deviation() -> None:
     """Every matrix has the std its rule asks for within five standard errors of a sample std."""
     model = Proxy(ModelConfig(width=128, depth=1, heads=4), 257, T)
-    initialise(model, "standard", seed=1)
-    for name, parameter, rule in rules(model, "standard"):
-        if rule.init == "ones":
+    initialise(model, Roles(), seed=1)
+    for name, parameter, rule in rules(model, Roles()):
+        if rule.init == "own":
             assert bool((parameter == 1).all())
             continue
-        error = abs(parameter.std().item() / rule.std - 1)
+        error = abs(parameter.std().item() / rule.scale - 1)
         assert error < 5 / math.sqrt(2 * parameter.numel()), name
-        assert rule.std == pytest.approx(parameter.shape[-1] ** -0.5)
+        assert rule.scale == pytest.approx(parameter.shape[-1] ** -0.5)
 
 
 @pytest.mark.parametrize(

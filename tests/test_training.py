@@ -17,7 +17,7 @@ from foreshock.core.run_folder import RunFolder
 from foreshock.proxy.data.prepare import prepare
 from foreshock.training.loop import Clock, Loop, evaluate
 from foreshock.training.setup import Training, build_training
-from foreshock.training.step import gated_step, train_step
+from foreshock.training.step import train_step
 from tests.conftest import tiny_config
 
 Make = Callable[..., RunFolder]
@@ -202,23 +202,6 @@ def test_step_seconds_leave_out_what_is_not_a_step() -> None:
     for _ in range(9):
         clock.add(0.1, logged=False)
     assert clock.monitor_share(log_every=10) == pytest.approx((0.3 - 0.1) / (10 * 0.1))
-
-
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_gated_step(kind: type[torch.optim.Optimizer]) -> None:
-    """keep = 0 leaves parameters and state as they were, keep = 1 is an ordinary step, bit for bit."""
-    options = {"lr": 0.1} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
-    gated, plain = (torch.nn.Parameter(torch.arange(4.0)) for _ in range(2))
-    gated_optimizer, plain_optimizer = kind([gated], **options), kind([plain], **options)
-    for step, keep in enumerate([0.0, 1.0, 0.0, 1.0]):
-        gradient = torch.full((4,), float("nan")) if keep == 0 else torch.arange(4.0) - step
-        gated.grad, plain.grad = gradient.clone(), gradient.clone()
-        gated_step(gated_optimizer, torch.tensor(keep))
-        if keep:
-            plain_optimizer.step()
-        assert torch.equal(gated, plain)
-    for name, value in plain_optimizer.state[plain].items():
-        assert torch.equal(gated_optimizer.state[gated][name], value)
 
 
 def test_finished_run_keeps_only_what_the_config_asks_for(make_folder: Make) -> None:

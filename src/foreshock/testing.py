@@ -19,15 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from foreshock.core import plugins
 from foreshock.core.config import Spec, canonical_json, from_json
 from foreshock.core.contracts import Context, Intervention, Need, Observer
-from foreshock.core.run_config import (
-    DataConfig,
-    ModelConfig,
-    RecordConfig,
-    RunConfig,
-    RuntimeConfig,
-    TrainConfig,
-    edited,
-)
+from foreshock.core.model_config import ModelConfig
+from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig, RuntimeConfig, TrainConfig, edited
 from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.panel import Panel
 from foreshock.training.setup import Training, build_training, training_flops
@@ -75,7 +68,8 @@ def check_intervention(spec: Spec | str) -> None:
 
     The config survives JSON, and `edit_config` leaves the one it is given alone; training is finite in fp32 and
     bf16; every trainable parameter gets a gradient within five steps; a run resumed from a checkpoint has the same
-    bits; with its neutral options it changes no bit of a run, and where it declares none it changes some.
+    bits; undoing its edits gives back the model that was; with its neutral options it changes no bit of a run, and
+    where it declares none it changes some.
 
     Raises:
         AssertionError: it does not.
@@ -90,6 +84,7 @@ def check_intervention(spec: Spec | str) -> None:
     bf16 = _trial(replace(config, runtime=RuntimeConfig(precision="bf16")))
     _check(_all_finite(bf16), f"{spec}: parameters must stay finite in bf16")
     _check_resumes(spec, config)
+    _check_restores(spec, config)
     _check_neutral(spec)
 
 
@@ -153,6 +148,19 @@ def _check_resumes(spec: Spec, config: RunConfig) -> None:
     _train(resumed, range(3, STEPS + 1))
     same = _same(_state(resumed), _state(_trial(config)))
     _check(same, f"{spec}: a resumed run must have the bits of an uninterrupted one; is all its state in state_dict?")
+
+
+def _check_restores(spec: Spec, config: RunConfig) -> None:
+    never = build_training(replace(edited(config), interventions=()), VOCAB_SIZE)
+    restored = build_training(config, VOCAB_SIZE)
+    for edit in reversed(restored.edits):
+        _check(bool(edit.touched), f"{spec}: an edit must name what it touched")
+        edit.undo()
+    same = _same(dict(restored.model.state_dict()), dict(never.model.state_dict()))
+    _check(same, f"{spec}: undoing its edits must give back every tensor of the model under its name")
+    _check(_hooks(restored) == _hooks(never), f"{spec}: undoing its edits must remove every hook")
+    outputs = [training.model(_tokens(1)[:, :-1]) for training in (restored, never)]
+    _check(_same_bits(*outputs), f"{spec}: the model must compute what it did once its edits are undone")
 
 
 def _check_neutral(spec: Spec) -> None:

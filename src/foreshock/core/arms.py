@@ -61,8 +61,9 @@ class Arm:
         for path, value in self.overrides:
             base = replace_at(base, path, value)
         specs = tuple(plugins.resolve("interventions", spec) for spec in self.interventions)
-        check_conflicts(base.interventions + specs)
-        return replace(base, interventions=base.interventions + specs)
+        config = replace(base, interventions=base.interventions + specs)
+        check_conflicts(config)
+        return config
 
 
 def interventions_name(config: RunConfig) -> str:

@@ -51,8 +51,8 @@ class Context:
     """The model."""
     output_module: nn.Module
     """The module that makes the output logits."""
-    optimizer: Optimizer
-    """The optimizer."""
+    optimizer: Optimizer | None = None
+    """The optimizer; None while interventions are built, which get it in `edit_optimizer`."""
     config: RunConfig | None = None
     """The run's config, if it is one of foreshock's own runs."""
     flops_per_token: float = 0.0
@@ -74,6 +74,16 @@ class Need(Enum):
     """Optimizer state after the update."""
     LOGITS = auto()
     """Output logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What an intervention changed in a model or an optimizer, and how to take it back."""
+
+    touched: tuple[str, ...]
+    """Names of the modules, or of the parameter groups as `group 0`."""
+    undo: Callable[[], None]
+    """Puts back what was there; what was learned meanwhile by the parameters that stay is kept."""
 
 
 class Intervention:
@@ -99,11 +109,21 @@ class Intervention:
         """The runtime whose phases below are called during training."""
         return self
 
-    def edit_model(self, model: nn.Module) -> None:
-        """Change the model in place, after it was built and initialised."""
+    def edit_model(self, model: nn.Module) -> Edit | None:
+        """Change any model in place, after it was built and initialised and before its optimizer is built.
 
-    def edit_optimizer(self, optimizer: Optimizer) -> None:
-        """Change the optimizer in place, before the first step."""
+        Raises:
+            UserError: there is nothing in this model that it could change.
+        """
+        return None
+
+    def edit_optimizer(self, optimizer: Optimizer) -> Edit | None:
+        """Change an optimizer in place, before the first step.
+
+        Raises:
+            UserError: it cannot work with this optimizer.
+        """
+        return None
 
     def extra_loss(self, info: StepInfo) -> Tensor | None:
         """A loss term (0-d) added to the cross-entropy before the backward pass."""

@@ -7,84 +7,16 @@ writes down and is outside the run id; everything else determines the bits.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, Literal
 
 from foreshock.core import plugins as plugin_loader
 from foreshock.core.config import Spec, digest, field_types, from_json, plugin, plugins, to_json
 from foreshock.core.errors import require
+from foreshock.core.model_config import ModelConfig
 
 SEMANTICS = {"train": 1, "data": 1, "proxy": 1, "optim": 1}
 """Raised by one when the meaning of a component changes, so that older runs are not taken for new ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormSlots:
-    """Which norm sits in each named slot of a block; None leaves the slot empty."""
-
-    pre_attn: Spec | None = plugin("proxy.layers.norms", "layer_norm")
-    """On the input of attention."""
-    q: Spec | None = plugin("proxy.layers.norms", None)
-    """On queries, before RoPE."""
-    k: Spec | None = plugin("proxy.layers.norms", None)
-    """On keys, before RoPE."""
-    v: Spec | None = plugin("proxy.layers.norms", None)
-    """On values."""
-    post_proj: Spec | None = plugin("proxy.layers.norms", None)
-    """On the output of the attention projection, before the residual add."""
-    pre_mlp: Spec | None = plugin("proxy.layers.norms", "layer_norm")
-    """On the input of the MLP."""
-    post_fc2: Spec | None = plugin("proxy.layers.norms", None)
-    """On the output of the MLP, before the residual add."""
-    final: Spec | None = plugin("proxy.layers.norms", "layer_norm")
-    """Before the output head."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """How scores become a mixture of values."""
-
-    rope_base: float = 10_000.0
-    """Base of the rotary position embedding, dimensionless."""
-    qkv_norm_over: Literal["head", "width"] = "head"
-    """Whether norms on q, k, v act per head (one scale shared by the heads) or over the full width."""
-    score: Spec | None = plugin("proxy.layers.scores", None)
-    """Transform of the scaled scores before the softmax; None leaves them as they are."""
-    probability: Spec | None = plugin("proxy.layers.probabilities", None)
-    """What turns scores into weights; None is the softmax."""
-
-    def __post_init__(self) -> None:
-        require(self.rope_base > 1, "model.attention.rope_base", "must be above 1", self.rope_base)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A decoder-only Transformer without biases (2309.14322 sec. 2.1)."""
-
-    width: int = 64
-    """Residual width d, in features."""
-    depth: int = 3
-    """Number of blocks L."""
-    heads: int = 4
-    """Attention heads; the head dimension is width / heads."""
-    mlp: Spec = plugin("proxy.layers.mlps", "gelu")
-    """The MLP: activation and hidden size."""
-    residual: Spec = plugin("proxy.layers.residuals", "plain")
-    """How a sub-layer's output joins the residual stream."""
-    parametrization: Literal["standard"] = "standard"
-    """Table of initial standard deviation, LR and decay multiplier by parameter role."""
-    norms: NormSlots = field(default_factory=NormSlots)
-    """Norm slots."""
-    attention: AttentionConfig = field(default_factory=AttentionConfig)
-    """Attention."""
-
-    def __post_init__(self) -> None:
-        require(self.depth >= 1, "model.depth", "must be at least 1", self.depth)
-        require(self.heads >= 1, "model.heads", "must be at least 1", self.heads)
-        fits = self.width >= 1 and self.width % self.heads == 0
-        require(fits, "model.width", f"must be a multiple of model.heads={self.heads}", self.width)
-        even = self.width // self.heads % 2 == 0
-        rule = f"must give an even head dimension for RoPE with model.heads={self.heads}"
-        require(even, "model.width", rule, self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,18 +179,26 @@ def resolve(config: RunConfig) -> RunConfig:
         ConfigError: an unknown plug-in or option, conflicting interventions, or a value out of range.
     """
     resolved: RunConfig = _resolve_specs(from_json(RunConfig, to_json(config)))
-    check_conflicts(resolved.interventions)
+    check_conflicts(resolved)
     return resolved
 
 
-def check_conflicts(interventions: tuple[Spec, ...]) -> None:
-    """Raise a ConfigError if an intervention is given twice or two of them exclude each other."""
-    given = [spec.name for spec in interventions]
-    for spec in interventions:
-        require(given.count(spec.name) == 1, "interventions", "must name each intervention once", given)
-        excluded = plugin_loader.load("interventions", spec).conflicts
-        clash = sorted(set(excluded) & set(given))
-        require(not clash, "interventions", f"cannot combine {spec.name} with {', '.join(clash)}; drop one", given)
+def check_conflicts(config: RunConfig) -> None:
+    """Raise a ConfigError if an intervention is given twice or two of them exclude each other.
+
+    They do if one says so, or if they want the same setting at different values: then the order in which they edit
+    the config would matter.
+    """
+    given = [spec.name for spec in config.interventions]
+    cures = {spec.name: plugin_loader.load("interventions", spec) for spec in config.interventions}
+    for name, cure in cures.items():
+        require(given.count(name) == 1, "interventions", "must name each intervention once", given)
+        clash = sorted(set(cure.conflicts) & set(given))
+        require(not clash, "interventions", f"cannot combine {name} with {', '.join(clash)}; drop one", given)
+    for (first, one), (second, other) in combinations(cures.items(), 2):
+        same = one.edit_config(other.edit_config(config)) == other.edit_config(one.edit_config(config))
+        rule = f"cannot combine {first} with {second}: they want different values of one setting; drop one"
+        require(same, "interventions", rule, given)
 
 
 def edited(config: RunConfig) -> RunConfig:

@@ -67,6 +67,8 @@ class _NormsObserver(Observer):
     def _updates(self) -> dict[str, Tensor]:
         from foreshock.probes.moments import grouped_rms, l2_norms, unscaled_updates
 
+        if self._optimizer is None:
+            return {}
         paths, sizes, unscaled, scaled = [], [], [], []
         for parameter, group, update in unscaled_updates(self._optimizer):
             if parameter in self._paths:

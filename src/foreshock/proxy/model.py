@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from foreshock.core import plugins
 from foreshock.core.config import Spec
 from foreshock.core.contracts import AttentionCall
-from foreshock.core.run_config import AttentionConfig, ModelConfig, NormSlots
+from foreshock.core.model_config import ModelConfig
 from foreshock.probes.attention import AttentionCore
 
 Rope = tuple[Tensor, Tensor]
@@ -27,7 +27,7 @@ class Proxy(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
-        self.final_norm = build_norm(config.norms.final, config.width)
+        self.final_norm = build_norm(config.norms.final, config.width, config.depth)
         self.head = nn.Linear(config.width, vocab_size, bias=False)
         cos_TK, sin_TK = rope_table(seq_len, config.width // config.heads, config.attention.rope_base)
         self.register_buffer("rope_cos", cos_TK, persistent=False)
@@ -51,13 +51,13 @@ class Block(nn.Module):
         super().__init__()
         norms, width = config.norms, config.width
         residual = plugins.load("proxy.layers.residuals", config.residual)
-        self.pre_attn_norm = build_norm(norms.pre_attn, width)
-        self.attn = Attention(width, config.heads, norms, config.attention)
-        self.post_proj_norm = build_norm(norms.post_proj, width)
+        self.pre_attn_norm = build_norm(norms.pre_attn, width, layer)
+        self.attn = Attention(config, layer)
+        self.post_proj_norm = build_norm(norms.post_proj, width, layer)
         self.attn_residual = residual.build(width, layer, config.depth)
-        self.pre_mlp_norm = build_norm(norms.pre_mlp, width)
+        self.pre_mlp_norm = build_norm(norms.pre_mlp, width, layer)
         self.mlp = Mlp(width, config.mlp)
-        self.post_fc2_norm = build_norm(norms.post_fc2, width)
+        self.post_fc2_norm = build_norm(norms.post_fc2, width, layer)
         self.mlp_residual = residual.build(width, layer, config.depth)
 
     def forward(self, x_BTD: Tensor, rope: Rope) -> Tensor:
@@ -70,21 +70,23 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention with RoPE; scores are q·k / sqrt(K)."""
+    """Multi-head causal self-attention with RoPE; scores are q·k / K^scale_power."""
 
-    def __init__(self, width: int, heads: int, norms: NormSlots, config: AttentionConfig) -> None:
+    def __init__(self, model: ModelConfig, layer: int) -> None:
         super().__init__()
+        width, heads, norms, config = model.width, model.heads, model.norms, model.attention
         self.heads = heads
         self.head_dim = width // heads
+        self.scale = float(self.head_dim**-config.scale_power)
         self.norm_per_head = config.qkv_norm_over == "head"
         norm_dim = self.head_dim if self.norm_per_head else width
         self.q = nn.Linear(width, width, bias=False)
         self.k = nn.Linear(width, width, bias=False)
         self.v = nn.Linear(width, width, bias=False)
         self.proj = nn.Linear(width, width, bias=False)
-        self.q_norm = build_norm(norms.q, norm_dim)
-        self.k_norm = build_norm(norms.k, norm_dim)
-        self.v_norm = build_norm(norms.v, norm_dim)
+        self.q_norm = build_norm(norms.q, norm_dim, layer)
+        self.k_norm = build_norm(norms.k, norm_dim, layer)
+        self.v_norm = build_norm(norms.v, norm_dim, layer)
         self.score = plugins.load("proxy.layers.scores", config.score) if config.score else None
         self.probability = (
             plugins.load("proxy.layers.probabilities", config.probability) if config.probability else None
@@ -96,7 +98,7 @@ class Attention(nn.Module):
         call = AttentionCall(
             q_BHTK=rotate(self._heads(self.q(x_BTD), self.q_norm), rope),
             k_BHSK=rotate(self._heads(self.k(x_BTD), self.k_norm), rope),
-            scale=self.head_dim**-0.5,
+            scale=self.scale,
             score=self.score,
             probability=self.probability,
         )
@@ -134,9 +136,11 @@ class Mlp(nn.Module):
         return out_BTD
 
 
-def build_norm(spec: Spec | None, dim: int) -> nn.Module:
-    """The norm of a slot; an empty slot passes its input on."""
-    norm: nn.Module = nn.Identity() if spec is None else plugins.load("proxy.layers.norms", spec).build(dim)
+def build_norm(spec: Spec | None, dim: int, layer: int) -> nn.Module:
+    """The norm of a slot of block `layer` (from 0; the depth for the final norm); an empty slot passes its input on."""
+    if spec is None:
+        return nn.Identity()
+    norm: nn.Module = plugins.load("proxy.layers.norms", spec).build(dim, layer)
     return norm
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from foreshock.core.model_config import Roles
 from foreshock.core.run_config import OptimConfig
 from foreshock.proxy.parametrization import rules
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, parametrization: str) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, roles: Roles) -> Optimizer:
     """The optimizer, one parameter group for each pair of LR and decay multipliers.
 
     AdamW subtracts lr_t · wd · θ. Independent decay s_t · λ · θ (2309.14322 sec. 2.1) is therefore wd = λ / η with
@@ -19,7 +20,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, parametrization: str)
     adds λ · θ to the gradient.
     """
     members: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
-    for _, parameter, rule in rules(model, parametrization):
+    for _, parameter, rule in rules(model, roles):
         members[rule.lr_multiplier, rule.decay_multiplier].append(parameter)
     groups = []
     for (lr_multiplier, decay_multiplier), parameters in members.items():

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshock.core.errors import ConfigError
+from foreshock.core.model_config import RoleMultipliers, Roles
 
 LINEAR_ROLES = frozenset({"q", "k", "v", "proj", "fc1", "gate", "fc2"})
 """Linears of a block: what N counts."""
@@ -22,10 +24,10 @@ TRUNCATION = 0.8796256610342398
 class Rule:
     """What a parametrization says about one parameter."""
 
-    init: Literal["normal", "truncated_normal", "ones"]
-    """Distribution at initialisation."""
-    std: float = 0.0
-    """Standard deviation at initialisation, after truncation."""
+    init: Literal["normal", "truncated_normal", "own"]
+    """Distribution at initialisation; `own` is what the parameter's module made it."""
+    scale: float
+    """Standard deviation at initialisation, after truncation; for `own` the factor on its values."""
     lr_multiplier: float = 1.0
     """Factor on the learning rate."""
     decay_multiplier: float = 1.0
@@ -35,13 +37,22 @@ class Rule:
 def role_of(name: str) -> str:
     """The role of a proxy parameter, from its name.
 
+    A parameter that is not a `weight` is a `gain`: a scale or shift of its own. A weight that
+    `torch.nn.utils.parametrize` has taken over keeps its role.
+
     >>> role_of("blocks.0.attn.q.weight"), role_of("blocks.2.pre_mlp_norm.weight"), role_of("embed.weight")
     ('q', 'norm', 'embedding')
+    >>> role_of("blocks.0.mlp.fc1.parametrizations.weight.original"), role_of("blocks.0.mlp_residual.scale")
+    ('fc1', 'gain')
 
     Raises:
         ConfigError: the name fits no role.
     """
-    module = name.rpartition(".")[0].rpartition(".")[2]
+    name = re.sub(r"\.parametrizations\.weight\.original$", ".weight", name)
+    owner, _, leaf = name.rpartition(".")
+    module = owner.rpartition(".")[2]
+    if leaf != "weight":
+        return "gain"
     if module.endswith("norm"):
         return "norm"
     if module in LINEAR_ROLES or module == "head":
@@ -51,43 +62,41 @@ def role_of(name: str) -> str:
     raise ConfigError(f"parameter {name!r} has no role; name its module after one in proxy/parametrization.py")
 
 
-def standard(role: str, fan_in: int) -> Rule:
-    """The parametrization of 2309.14322 sec. 2.1: std 1/sqrt(fan_in), no multiplier.
+def rule_of(role: str, fan_in: int, multipliers: RoleMultipliers) -> Rule:
+    """The standard parametrization of 2309.14322 sec. 2.1 (std 1/sqrt(fan_in)), times the multipliers.
 
     Embedding rows have std 1/sqrt(width); other matrices are normal truncated at two standard deviations
-    (Flax's default for dense layers), the head included.
+    (Flax's default for dense layers), the head included. Norms and gains start as their modules make them.
     """
-    if role == "norm":
-        return Rule(init="ones")
-    if role == "embedding":
-        return Rule(init="normal", std=1 / math.sqrt(fan_in))
-    if role in LINEAR_ROLES or role == "head":
-        return Rule(init="truncated_normal", std=1 / math.sqrt(fan_in))
-    raise ConfigError(f"the standard parametrization has no rule for role {role!r}")
+    factors = {"lr_multiplier": multipliers.lr, "decay_multiplier": multipliers.decay}
+    if role in ("norm", "gain"):
+        return Rule(init="own", scale=multipliers.init, **factors)
+    std = multipliers.init / math.sqrt(fan_in)
+    return Rule(init="normal" if role == "embedding" else "truncated_normal", scale=std, **factors)
 
 
-TABLES = {"standard": standard}
-"""Every parametrization by its name in the config."""
-
-
-def rules(model: nn.Module, parametrization: str) -> Iterator[tuple[str, Tensor, Rule]]:
-    """Name, parameter and rule of every parameter of a proxy; fan_in is the last dimension."""
-    table = TABLES[parametrization]
+def rules(model: nn.Module, roles: Roles) -> Iterator[tuple[str, Tensor, Rule]]:
+    """Name, parameter and rule of every trainable parameter of a proxy; fan_in is the last dimension."""
     for name, parameter in model.named_parameters():
-        yield name, parameter, table(role_of(name), parameter.shape[-1])
+        if parameter.requires_grad:
+            role = role_of(name)
+            fan_in = parameter.shape[-1] if parameter.dim() else 1
+            yield name, parameter, rule_of(role, fan_in, getattr(roles, role))
 
 
-def initialise(model: nn.Module, parametrization: str, seed: int) -> None:
+def initialise(model: nn.Module, roles: Roles, seed: int) -> None:
     """Set every parameter from (seed, its name), so that twin models share what they have in common."""
-    for name, parameter, rule in rules(model, parametrization):
+    for name, parameter, rule in rules(model, roles):
         generator = torch.Generator().manual_seed(stream_seed(seed, f"init/{name}"))
         with torch.no_grad():
-            if rule.init == "ones":
-                parameter.fill_(1.0)
+            if rule.init == "own":
+                parameter.mul_(rule.scale)
+            elif rule.scale == 0:
+                parameter.zero_()
             elif rule.init == "normal":
-                parameter.normal_(0.0, rule.std, generator=generator)
+                parameter.normal_(0.0, rule.scale, generator=generator)
             else:
-                raw = rule.std / TRUNCATION
+                raw = rule.scale / TRUNCATION
                 nn.init.trunc_normal_(parameter, std=raw, a=-2 * raw, b=2 * raw, generator=generator)
 
 

@@ -1,7 +1,7 @@
 """Known families as settings of the proxy."""
 
 from foreshock.core.config import Spec
-from foreshock.core.run_config import ModelConfig, NormSlots
+from foreshock.core.model_config import ModelConfig, NormSlots
 
 
 def llama(*, width: int, depth: int, heads: int) -> ModelConfig:

@@ -1,14 +1,14 @@
 """From a config to everything a step touches: model, optimizer, interventions, monitors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foreshock.core import plugins
-from foreshock.core.contracts import Context, Intervention
+from foreshock.core.contracts import Context, Edit, Intervention
 from foreshock.core.errors import ConfigError
 from foreshock.core.run_config import RunConfig, edited
 from foreshock.proxy.model import Proxy
@@ -33,6 +33,8 @@ class Training:
     """The optimizer."""
     interventions: dict[str, Intervention]
     """Runtimes by name, in the order of the config."""
+    edits: tuple[Edit, ...]
+    """What they changed in model and optimizer."""
     before_update: tuple[Intervention, ...]
     """Those of them that act between the backward pass and clipping."""
     panel: Panel
@@ -61,21 +63,20 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
     config = edited(config)
     device = torch.device(config.runtime.device)
     model = Proxy(config.model, vocab_size, config.data.seq_len)
-    initialise(model, config.model.parametrization, config.train.seed)
+    initialise(model, config.model.roles, config.train.seed)
     model.to(device)
-    optimizer = build_optimizer(model, config.optim, config.model.parametrization)
     context = Context(
         model=model,
         output_module=model.head,
-        optimizer=optimizer,
         config=config,
         flops_per_token=training_flops(model, config),
         tokens_per_step=config.data.batch_size * config.data.seq_len,
     )
     interventions = {s.name: plugins.load("interventions", s).build(context) for s in config.interventions}
-    for intervention in interventions.values():
-        intervention.edit_model(model)
-        intervention.edit_optimizer(optimizer)
+    edits = [intervention.edit_model(model) for intervention in interventions.values()]
+    optimizer = build_optimizer(model, config.optim, config.model.roles)  # after the edits: parameters may be new
+    edits += [intervention.edit_optimizer(optimizer) for intervention in interventions.values()]
+    context = replace(context, optimizer=optimizer)
     return Training(
         config=config,
         model=model,
@@ -85,6 +86,7 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
         forward=torch.compile(model) if config.runtime.compile else model,
         optimizer=optimizer,
         interventions=interventions,
+        edits=tuple(edit for edit in edits if edit is not None),
         before_update=tuple(
             i for i in interventions.values() if type(i).before_update is not Intervention.before_update
         ),

@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
 
 from foreshock.core.contracts import StepInfo
+from foreshock.probes.updates import restore_unless, snapshot
 from foreshock.proxy.optim import set_learning_rate
 from foreshock.proxy.schedules import schedule_factor
 from foreshock.training.setup import Training
@@ -79,21 +79,8 @@ def _update(training: Training, info: StepInfo, logged: bool) -> None:
     if keep is None:
         training.optimizer.step()
     else:
-        gated_step(training.optimizer, keep)
+        before = snapshot(training.optimizer)
+        training.optimizer.step()
+        restore_unless(keep, training.optimizer, before)
     for intervention in training.interventions.values():
         intervention.after_update(info)
-
-
-def gated_step(optimizer: Optimizer, keep: Tensor) -> None:
-    """Step the optimizer if `keep` is 1, leave parameters and its state as they were if 0, without a host sync."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    values = [p.detach().clone() for p in parameters]
-    states = [{k: v.clone() for k, v in optimizer.state.get(p, {}).items()} for p in parameters]
-    optimizer.step()
-    kept = keep.bool()
-    with torch.no_grad():
-        for parameter, value, old in zip(parameters, values, states, strict=True):
-            parameter.copy_(torch.where(kept, parameter, value))
-            for name, state in optimizer.state[parameter].items():
-                # State made by this very step goes back to zeros, which is where every optimizer starts.
-                state.copy_(torch.where(kept, state, old.get(name, torch.zeros_like(state))))

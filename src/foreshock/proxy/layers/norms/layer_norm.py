@@ -16,7 +16,7 @@ class LayerNorm:
     eps: float = 1e-6
     """Added to the variance, in squared units of the input."""
 
-    def build(self, dim: int) -> nn.Module:
+    def build(self, dim: int, layer: int) -> nn.Module:
         """The module for inputs whose last dimension is `dim`."""
         from torch import nn
 
