@@ -15,6 +15,7 @@ from foreshock.core.arms import Arm
 from foreshock.core.config import to_json
 from foreshock.core.run_config import RunConfig, resolve, run_id
 from foreshock.core.run_folder import RunFolder
+from foreshock.study.grid import STUDY_FORMAT
 
 LOSS_INIT = 5.7
 """Planted held-out loss at initialisation."""
@@ -88,7 +89,7 @@ def fabricate_study(
     base = replace(base, train=replace(base.train, steps=steps), record=replace(base.record, log_every=log_every))
     path.mkdir(parents=True, exist_ok=True)
     study = {
-        "format": 1,
+        "format": STUDY_FORMAT,
         "name": name,
         "base": to_json(resolve(base)),
         "arms": list(arms),

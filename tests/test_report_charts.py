@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from foreshock.analysis.metrics import find_runs, scan_metrics
 from foreshock.analysis.tables import analyse
 from foreshock.report import theme
+from foreshock.report.charts.arms import arms_compared, by_instability
 from foreshock.report.charts.attention import THRESHOLDS, logit_vs_lr, logit_vs_size
 from foreshock.report.charts.curves import ROWS, curves, thinned, training_curves
 from foreshock.report.charts.loss import loss_vs_lr
@@ -37,6 +38,7 @@ def one_not_finite(run: Planned) -> Planted:
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     folder = fabricate_study(
         tmp_path_factory.mktemp("charts") / "study",
+        arms=("none", "qk_norm", "z_loss"),
         sizes=((32, 2), (64, 3)),
         lrs=LRS,
         seeds=(0, 1),
@@ -54,6 +56,22 @@ def rows_of(chart: alt.TopLevelMixin | None) -> list[dict[str, Any]]:
     """Every row of data in a chart."""
     assert chart is not None
     return [row for rows in chart.to_dict()["datasets"].values() for row in rows]
+
+
+def test_arms_are_ranked_by_their_instability_part_at_the_largest_size(material: Material) -> None:
+    """One dot for each arm, size and seed with the table's value; ranked by a mean recomputed here."""
+    dots = {(row["arm"], row["size"], row["seed"]): row for row in rows_of(arms_compared(material.sensitivity))}
+    assert len(dots) == material.sensitivity.height == 12
+    means: dict[str, float] = {}
+    for row in material.sensitivity.iter_rows(named=True):
+        found = dots[row["arm"], row["size"], row["seed"]]["instability_part"]
+        assert found == pytest.approx(row["instability_part"], rel=1e-4)
+        if row["width"] == 64:
+            means[row["arm"]] = means.get(row["arm"], 0.0) + row["instability_part"] / 2
+    order = by_instability(material.sensitivity)
+    assert [means[arm] for arm in order] == sorted(means.values())
+    assert order[0] == "qk_norm"
+    assert arms_compared(material.sensitivity.filter(pl.col("arm") != "z_loss")) is None
 
 
 def run_rows(chart: alt.TopLevelMixin | None) -> dict[str, dict[str, Any]]:
@@ -85,7 +103,7 @@ def test_level_lines_are_labelled(material: Material) -> None:
 def test_one_panel_an_arm_and_the_base_arm_first(material: Material) -> None:
     for chart in (loss_vs_lr(material.runs), logit_vs_lr(material.runs), logit_vs_size(material.runs)):
         assert chart is not None
-        assert [panel["title"] for panel in chart.to_dict()["concat"]] == ["none", "qk_norm"]
+        assert [panel["title"] for panel in chart.to_dict()["concat"]] == ["none", "qk_norm", "z_loss"]
 
 
 def test_lines_run_through_the_mean_over_seeds(material: Material) -> None:
@@ -151,9 +169,8 @@ def test_every_figure_draws_marks(material: Material, tmp_path: Path) -> None:
 
 
 def test_overview_stands_beside_for_two_arms_and_stacks_for_more(material: Material) -> None:
-    assert isinstance(overview(material.runs), alt.HConcatChart)
-    third = material.runs.filter(arm="none").with_columns(arm=pl.lit("z_loss"))
-    assert isinstance(overview(pl.concat([material.runs, third])), alt.VConcatChart)
+    assert isinstance(overview(material.runs), alt.VConcatChart)
+    assert isinstance(overview(material.runs.filter(pl.col("arm") != "z_loss")), alt.HConcatChart)
 
 
 def test_nothing_to_draw_is_no_chart(material: Material) -> None:

@@ -147,14 +147,14 @@ def test_an_arm_that_cannot_be_read_is_refused(text: str) -> None:
         Arm.parse(text)
 
 
-@pytest.mark.parametrize("content", [[], "x", None, {"format": "2"}, {"format": None}, {"format": 99}])
+@pytest.mark.parametrize("content", [[], "x", None, {"format": "2"}, {"format": None}, {"format": 99}, {"format": 1}])
 def test_a_study_file_that_is_none_is_refused(content: object) -> None:
-    with pytest.raises(RunFolderError, match=r"restore the file, or remove it|upgrade foreshock"):
+    with pytest.raises(RunFolderError, match=r"restore the file, or remove it|upgrade foreshock|written by an older"):
         check_study_format(content, "study.json")
 
 
 def test_the_recipes_are_listed_by_name() -> None:
-    assert recipes.names() == ["quick", "small"]
+    assert recipes.names() == ["cures", "quick", "small"]
     with pytest.raises(ConfigError, match="did you mean 'quick'"):
         recipes.load("quik")
 

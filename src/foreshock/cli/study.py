@@ -33,7 +33,7 @@ class Study:
     """
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RECIPE]")] = "quick"
-    """The study to start from: quick or small."""
+    """The study to start from: quick, small or cures."""
     out: Annotated[str | None, _shown_as("DIR")] = None
     """Folder for everything; default out/RECIPE."""
     workers: Annotated[str | None, _shown_as("N")] = None
@@ -52,7 +52,8 @@ class Study:
     seq_len: Annotated[str | None, _shown_as("N")] = None
     """Tokens a sequence."""
     interventions: Annotated[tuple[str, ...] | None, _shown_as("ARM ...")] = None
-    """Arms: none, qk_norm, qk_norm+z_loss, z_loss:weight=1e-3, qk_norm+optim.weight_decay=0."""
+    """Arms: none, qk_norm, qk_norm+z_loss, z_loss:weight=1e-3, qk_norm+optim.weight_decay=0; `all` is none and every
+    intervention at its defaults."""
     data: Annotated[str | None, _shown_as("SOURCE")] = None
     """Corpus: local-python, synthetic-v1, a .txt, .jsonl or .bin file, or a directory."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -99,7 +100,6 @@ class Study:
         """
         from dataclasses import replace
 
-        from foreshock.core.arms import Arm
         from foreshock.study import grid, recipes
 
         study = recipes.load(self.recipe)
@@ -107,7 +107,7 @@ class Study:
             "sizes": None if self.sizes is None else grid.parse_sizes(self.sizes),
             "lrs": read_numbers("--lrs", self.lrs, float, "1e-3 1e-2"),
             "seeds": read_numbers("--seeds", self.seeds, int, "0 1 2"),
-            "arms": None if self.interventions is None else tuple(map(Arm.parse, self.interventions)),
+            "arms": None if self.interventions is None else grid.parse_arms(self.interventions),
         }
         study = replace(study, base=self.base(study.base), **{k: v for k, v in axes.items() if v is not None})
         return grid.vary(study, [setting for group in self.vary for setting in group])

@@ -14,6 +14,7 @@ from altair.utils.schemapi import debug_mode
 from foreshock.core import files
 from foreshock.core.errors import unknown
 from foreshock.report import theme
+from foreshock.report.charts.arms import FEW, arms_compared
 from foreshock.report.charts.attention import logit_vs_lr, logit_vs_size
 from foreshock.report.charts.curves import MAX_POINTS, training_curves
 from foreshock.report.charts.loss import loss_vs_lr
@@ -112,6 +113,13 @@ SECTIONS = (
                 title="Sensitivity against size",
                 caption="A loss above that at initialisation, or not finite, counts as the loss at initialisation.",
                 draw=lambda m: sensitivity_vs_size(m.sensitivity),
+            ),
+            Figure(
+                name="arms_compared",
+                title="Arms side by side",
+                caption="A dot for each seed and size, a tick at their mean; the arm least unstable at its largest "
+                f"size stands first. Drawn from {FEW} arms up.",
+                draw=lambda m: arms_compared(m.sensitivity),
             ),
         ),
     ),

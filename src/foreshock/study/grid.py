@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
+from foreshock.core import plugins
 from foreshock.core.arms import AXES, Arm
 from foreshock.core.config import canonical_json, field_types, parse_value, replace_at, split_outside, to_json
 from foreshock.core.errors import ConfigError, RunFolderError, require
@@ -15,8 +16,8 @@ from foreshock.study.estimate import rough_seconds
 HEAD_DIMENSION = 16
 """Features per head when only width and depth are given: constant, so that scale changes nothing else."""
 
-STUDY_FORMAT = 1
-"""Version of study.json; a higher one is refused."""
+STUDY_FORMAT = 2
+"""Version of study.json and of the configs of its runs; another one is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,19 @@ def parse_sizes(texts: Iterable[str]) -> tuple[Size, ...]:
         ConfigError: a text is neither.
     """
     return tuple(size for text in texts for size in LADDERS.get(text) or (Size.parse(text),))
+
+
+def parse_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
+    """Arms as on the command line; `all` stands for the base recipe and every intervention at its defaults.
+
+    >>> [str(arm) for arm in parse_arms(["none", "qk_norm+z_loss"])]
+    ['none', 'qk_norm+z_loss']
+    """
+    arms: list[Arm] = []
+    for text in texts:
+        every = ["none", *plugins.names("interventions")] if text.strip() == "all" else [text]
+        arms += [arm for arm in map(Arm.parse, every) if arm not in arms]
+    return tuple(arms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +222,7 @@ def shape_of(config: RunConfig) -> str:
 
 
 def check_study_format(found: Any, where: object) -> None:
-    """Raise a RunFolderError if a study.json is none, or was written by a newer version."""
+    """Raise a RunFolderError if a study.json is none, or was written by another version."""
     version = found.get("format", STUDY_FORMAT) if isinstance(found, Mapping) else None
     if not isinstance(version, int):
         raise RunFolderError(f"{where} is not what `foreshock study` writes; restore the file, or remove it")
@@ -216,4 +230,9 @@ def check_study_format(found: Any, where: object) -> None:
         raise RunFolderError(
             f"{where} was written by a newer foreshock (format {version}, this one reads {STUDY_FORMAT}); "
             "upgrade foreshock or choose another --out"
+        )
+    if version < STUDY_FORMAT:
+        raise RunFolderError(
+            f"{where} was written by an older foreshock (format {version}, this one reads {STUDY_FORMAT}), whose "
+            "runs had other settings; run the study again with another --out"
         )
