@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 XDIST ?= -n 2
 
-.PHONY: venv study test test-all check bench
+.PHONY: venv study test test-all check bench catalogue
 
 venv: $(READY)
 
@@ -32,3 +32,6 @@ check: venv
 
 bench: venv
 	$(BIN)/python -m benchmarks
+
+catalogue: venv
+	$(BIN)/python -m tools.catalogue

@@ -22,7 +22,7 @@ def main(path: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder = RunFolder(path)
     try:
-        with folder.lock().acquire(blocking=False):
+        with folder.hold():
             return 0 if folder.status()["status"] in FINISHED else work(folder, asked)
     except Timeout:
         return 3

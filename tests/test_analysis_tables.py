@@ -442,3 +442,101 @@ def test_reading_is_lazy_where_the_cache_holds(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(metrics, "_parse", never)
     assert read_runs(folder).equals(before)
+
+
+# --- names of arms
+
+
+def copied_with(run: Path, name: str, data_hash: str) -> None:
+    """The same config run on other tokens: what is left when the corpus behind a path was changed."""
+    shutil.copytree(run, run.with_name(name))
+    folder = RunFolder(run.with_name(name))
+    manifest = folder.manifest()
+    folder.write_manifest(manifest | {"run_id": name, "data": manifest["data"] | {"hash": data_hash}})
+
+
+@pytest.mark.parametrize("first", ["000", "zzz"])
+def test_the_reference_tokens_are_those_of_the_base_recipe(tmp_path: Path, first: str) -> None:
+    """Whatever the names of the folders, and however many runs are on other data."""
+    grid = SMALL | {"lrs": [1e-3, 1e-2, 1e-1]}
+    folder = fabricate_study(tmp_path / "s", **grid)
+    other = fabricate_study(
+        tmp_path / "other", **grid | {"arms": ["data.source=jsonl:path=a.jsonl"], "seeds": [0, 1]}, data_hash="beef" * 4
+    )
+    for run in (other / "runs").iterdir():
+        shutil.move(run, folder / "runs" / f"{first}{run.name}")
+    counted = read_runs(folder).group_by("arm").len().sort("arm").rows()
+    assert counted == [("data.source=jsonl:path=a.jsonl+data_hash=beefbeef", 6), ("none", 3)]
+
+
+@pytest.mark.parametrize("prefix", ["000", "zzz"])
+def test_of_two_versions_of_a_corpus_the_one_asked_for_last_is_the_reference(tmp_path: Path, prefix: str) -> None:
+    folder = fabricate_study(tmp_path / "s", **SMALL)
+    for number, run in enumerate(list((folder / "runs").iterdir())):
+        copied_with(run, f"{prefix}{number}a", "0" * 16)
+        copied_with(run, f"{prefix}{number}b", "0" * 16)
+    runs = read_runs(folder)
+    asked = files.read_json(folder / "study.json")["run_ids"]
+    assert set(runs.filter(arm="none")["run_id"]) == set(asked)
+    assert set(runs["arm"]) == {"none", "data_hash=00000000"}
+
+
+def test_without_the_base_recipe_the_tokens_of_most_runs_are_the_reference(tmp_path: Path) -> None:
+    folder = fabricate_study(tmp_path / "s", **SMALL | {"arms": ["data.source=jsonl:path=a.jsonl"], "seeds": [0, 1]})
+    other = fabricate_study(tmp_path / "o", **SMALL | {"arms": ["data.source=jsonl:path=b.jsonl"]}, data_hash="0" * 16)
+    for run in (other / "runs").iterdir():
+        shutil.move(run, folder / "runs" / f"000{run.name}")
+    arms = read_runs(folder)["arm"].unique().sort().to_list()
+    assert arms == ["data.source=jsonl:path=a.jsonl", "data.source=jsonl:path=b.jsonl+data_hash=00000000"]
+
+
+def test_runs_that_lack_a_cure_of_the_base_recipe_are_an_arm(tmp_path: Path) -> None:
+    """The base has qk_norm: the runs without it neither vanish nor mix with those that have it."""
+    folder = fabricate_study(tmp_path / "s", **SMALL | {"arms": ["none", "qk_norm"]})
+    study = files.read_json(folder / "study.json")
+    base = study["base"] | {"interventions": [{"name": "qk_norm", "options": {"over": "head"}}]}
+    files.write_json(folder / "study.json", study | {"base": base})
+    runs = read_runs(folder)
+    assert runs["arm"].to_list() == ["-qk_norm"] * 2 + ["none"] * 2
+    assert runs["interventions"].to_list() == ["none"] * 2 + ["qk_norm"] * 2
+
+
+# --- damaged folders
+
+
+@pytest.mark.parametrize("content", ["{}", None])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("manifest.json", r"manifest\.json does not say how many parameters .* restore the file, or remove"),
+        ("status.json", r"status\.json does not say how the run stands .* restore the file, or remove it"),
+        ("study.json", r"study\.json lacks base, arms, sizes, lrs, seeds; restore the file, or remove it"),
+    ],
+)
+def test_a_damaged_folder_is_an_error_that_names_the_file(
+    tmp_path: Path, name: str, says: str, content: str | None
+) -> None:
+    folder = fabricate_study(tmp_path / "s", **SMALL)
+    path = folder / name if name == "study.json" else next((folder / "runs").iterdir()) / name
+    if content is None:
+        path.unlink()
+        if name != "manifest.json":  # neither need be there
+            assert set(read_runs(folder)["status"]) == ({"done"} if name == "study.json" else {"done", "queued"})
+            return
+    else:
+        path.write_text(content)
+    with pytest.raises(RunFolderError, match=says):
+        read_runs(folder)
+
+
+def test_an_altered_config_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    folder = fabricate_study(tmp_path / "s", **SMALL)
+    study = files.read_json(folder / "study.json")
+    files.write_json(folder / "study.json", study | {"base": {"optim": {"learning_rate": 1}}})
+    with pytest.raises(RunFolderError, match=r"study\.json: unknown field .*restore it, or remove it"):
+        read_runs(folder)
+    files.write_json(folder / "study.json", study)
+    path = next((folder / "runs").iterdir()) / "config.json"
+    files.write_json(path, files.read_json(path) | {"task": 3})
+    with pytest.raises(RunFolderError, match=r"config\.json: task must be .*restore it, or remove"):
+        read_runs(folder)

@@ -11,6 +11,7 @@ import pytest
 
 from foreshock.cli.main import main
 from foreshock.core import files
+from foreshock.core.run_folder import RunFolder
 from foreshock.study import machine
 
 TINY = [
@@ -53,9 +54,9 @@ BAD = {
     "unknown norm": (["--set", "model.norms.pre_attn=rmsnorm"], "rms_norm"),
     "unknown corpus": (["--data", "local-pyton"], "local_python"),
     "the same intervention twice": (["--interventions", "qk_norm+qk_norm"], "once"),
-    "LR zero": (["--lrs", "0"], "optim.lr"),
+    "LR zero": (["--lrs", "0"], "--lrs: optim.lr"),
     "LR negative": (["--lrs", "1e-3", "-1"], "lr"),
-    "LR nan": (["--lrs", "nan"], "optim.lr"),
+    "LR nan": (["--lrs", "nan"], "--lrs: optim.lr"),
     "LR inf": (["--lrs", "inf"], "optim.lr"),
     "LR no number": (["--lrs", "fast"], "--lrs: cannot read 'fast'; write numbers, as in --lrs 1e-3 1e-2"),
     "seed no number": (["--seeds", "0", "1.5"], "--seeds: cannot read '1.5'; write whole numbers"),
@@ -67,7 +68,11 @@ BAD = {
     "LR none": (["--lrs"], "lrs"),
     "LR by --set": (["--set", "optim.lr=1"], "--lrs"),
     "width no multiple of the head dimension": (["--sizes", "33x2"], "model.width"),
-    "width not divisible by heads": (["--sizes", "32x2x5"], "model.heads"),
+    "width not divisible by heads": (
+        ["--sizes", "32x2x3"],
+        "model.heads=3; choose another width, or heads among 1, 2,",
+    ),
+    "no heads": (["--sizes", "32x2x0"], "model.heads"),
     "odd head dimension": (["--sizes", "30x2x2"], "head dimension"),
     "depth zero": (["--sizes", "32x0"], "model.depth"),
     "size unreadable": (["--sizes", "big"], "WIDTHxDEPTH"),
@@ -81,7 +86,19 @@ BAD = {
     "missing corpus": (["--data", "/nowhere/corpus.txt"], "/nowhere/corpus.txt"),
     "vary at an axis": (["--vary", "optim.lr=1,2"], "--lrs"),
     "vary without a value": (["--vary", "optim.beta2"], "path.to.field=value"),
-    "type": (["--set", "train.steps=many"], "train.steps"),
+    "type": (["--set", "train.patience=many"], "train.patience"),
+    "set twice, by option and by --set": (["--set", "train.steps=5"], "--set train.steps: an option of its own"),
+    "recipe after an option": (["--lrs", "1e-2", "small"], "--lrs: 'small' is a recipe; put it before the options"),
+    "recipe after --set": (["--set", "optim.beta2=0.9", "small"], "--set: 'small' is a recipe"),
+    "two recipes": (["small", "large"], "'large' belongs to no option"),
+    "arms by commas": (["--interventions", "none,qk_norm"], "separated by spaces"),
+    "an option's value without its name": (["--interventions", "z_loss=1e-3"], "write z_loss:weight=1e-3"),
+    "the same, after a colon": (["--interventions", "qk_norm+z-loss:1e-3"], "write z_loss:weight=1e-3"),
+    "the same, of a source": (["--data", "synthetic-v1:3"], "write synthetic_v1:"),
+    "a field without its section": (["--set", "weight_decay=0"], "did you mean optim.weight_decay?"),
+    "the same, of several": (["--set", "name=adam"], "did you mean optim.name or schedule.name?"),
+    "the same, in an arm": (["--interventions", "none", "qk_norm+weight_decay=0"], "did you mean optim.weight_decay?"),
+    "the same, deep": (["--vary", "pre_attn=layer_norm"], "did you mean model.norms.pre_attn?"),
     "CUDA absent": (["--device", "cuda"], "--device cpu"),
     "CUDA absent, by --set": (["--set", "runtime.device=cuda"], "--device cpu"),
     "unknown device": (["--device", "tpu"], "device"),
@@ -102,6 +119,35 @@ def test_bad_input_ends_with_2_names_field_and_fix_and_touches_nothing(
     assert expected in said.err
     assert said.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["stdy"], "unknown command 'stdy'; did you mean 'study'?"),
+        (["--verion"], "did you mean '--version'?"),
+        (["quick", "study"], "unknown command 'quick'"),
+    ],
+)
+def test_an_unknown_command_is_named(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    import foreshock
+
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"foreshock {foreshock.__version__}\n"
+
+
+def test_json_lines_without_the_field_say_how_to_name_it(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"id": 1, "body": "some text"}\n')
+    assert run("study", "--out", str(out), *TINY, "--data", str(corpus)) == 2
+    assert f"--data jsonl:path={corpus},text_field=body" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe\x00" * 1000])
@@ -139,7 +185,10 @@ def test_an_output_folder_that_cannot_be_written_is_refused(
     file.write_text("content")
     target = {"file": str(file), "below a file": str(file / "out")}.get(place, place)
     assert run("study", "--out", target, *TINY) == 2
-    assert "--out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--out" in said
+    assert "free space" not in said
+    assert (f"{file} is not a folder" in said) == (place != "/proc/nowhere")
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -336,6 +385,26 @@ def test_a_study_end_to_end_and_again(
     assert pages == [([out],), ([out], Path("page.html"), ("svg", "pdf"))]
 
 
+def test_a_plan_says_which_runs_are_made_again_and_what_they_record(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foreshock.cli.options import StudyOptions
+    from foreshock.study.plan import make_plan
+
+    options = StudyOptions(data="synthetic-v1", sizes=("16x1",), lrs=("1e-2",), interventions=("none",), steps="4")
+    plan = make_plan(options.study(), out)  # the recipe logs every 10 steps
+    RunFolder(plan.folder.claimable(plan.runs[0]).folder).write_status("done", step=4)
+    again = ["study", "--out", str(out), *TINY[:-4], "--interventions", "none", "--dry-run", "--set"]
+    assert run(*again, "record.log_every=20") == 0
+    assert "run again" not in capsys.readouterr().out
+    assert run(*again, "record.log_every=15") == 0
+    said = capsys.readouterr().out
+    assert "1 of these runs stand there" in said
+    assert "record.log_every=5 differs from what is asked" in said
+    assert run(*again, "record.log_every=15", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["run_again"] == 1
+
+
 def test_one_run_from_a_config_file(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.json"
     files.write_json(
@@ -365,8 +434,8 @@ def test_one_run_from_a_config_file(tmp_path: Path, out: Path, capsys: pytest.Ca
         ('{"optim": {"lrr": 1}}', "optim.lr"),
         ('{"optim": {"lr": -1}}', "optim.lr"),
         ('{"task": "trian"}', "train"),
-        ("not json", "config.json"),
-        (None, "config.json"),
+        ("not json", "give a file that holds one JSON object"),
+        (None, "config.json'; give the path"),
     ],
 )
 def test_a_bad_config_file_is_refused(

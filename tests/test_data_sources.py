@@ -294,7 +294,7 @@ def test_jsonl_yields_the_text_field(tmp_path):
     ("content", "message"),
     [
         ('{"text": "ok"}\nnot json', "line 2 .* is not JSON"),
-        ('{"body": "x"}', "has no text 'text', but body; set text_field"),
+        ('{"body": "x"}', "has no text 'text', but body; name the key .*,text_field=body"),
         ('{"text": 3}', "has no text 'text'"),
         ("[1]", "but list"),
     ],

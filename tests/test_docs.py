@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from foreshock import testing
 from foreshock.cli.main import main
+from tools import catalogue
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,7 +26,8 @@ def scripts() -> list[tuple[Path, str]]:
 
 def commands() -> list[str]:
     lines = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
-    return [line.partition(" #")[0].strip() for line in lines if line.startswith("foreshock study")]
+    trained = ("foreshock study", "foreshock max-lr")
+    return [line.partition(" #")[0].strip() for line in lines if line.startswith(trained)]
 
 
 def plugins() -> list[tuple[str, str]]:
@@ -37,7 +40,7 @@ def plugins() -> list[tuple[str, str]]:
 def test_python_examples_run(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block runs as a script of its own; studies in it are cut to a few steps."""
     monkeypatch.chdir(tmp_path)
-    code = re.sub(r"run_study\(study,", "run_study(shortened(study),", code)
+    code = re.sub(r"(run_study|find_max_lr)\(study,", r"\1(shortened(study),", code)
     exec(compile(code, str(page), "exec"), {"shortened": shortened, "__name__": "example"})
 
 
@@ -82,6 +85,23 @@ def test_contributing_alone_makes_a_plugin(
     check = testing.check_monitor if kind == "monitors" else testing.check_intervention
     check(f"{stem}:{class_name}")
     sys.modules.pop(stem, None)
+
+
+def test_contributing_keeps_the_rules_that_it_sets(tmp_path: Path) -> None:
+    """ruff and mypy pass on the files it tells a reader to write, as they would in `make check`."""
+    bin_folder = Path(sys.executable).parent
+    paths = [tmp_path / Path(name).name for name, _ in plugins()]
+    for path, (_, code) in zip(paths, plugins(), strict=True):
+        path.write_text(code)
+    for tool in (["ruff", "check", "--config", "pyproject.toml"], ["mypy", "--strict"]):
+        done = subprocess.run([bin_folder / tool[0], *tool[1:], *paths], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_catalogue_is_up_to_date() -> None:
+    """docs/interventions.md and docs/monitors.md are what `make catalogue` writes."""
+    assert (ROOT / "docs" / "interventions.md").read_text() == catalogue.interventions_page()
+    assert (ROOT / "docs" / "monitors.md").read_text() == catalogue.monitors_page()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,7 +13,7 @@ from foreshock.core.config import Spec, replace_at
 from foreshock.core.contracts import StepInfo
 from foreshock.core.errors import ConfigError
 from foreshock.core.model_config import ModelConfig
-from foreshock.core.run_config import RecordConfig, RunConfig, edited
+from foreshock.core.run_config import RecordConfig, RunConfig, edited, resolve
 from foreshock.interventions.qk_norm import QkNorm
 from foreshock.interventions.z_loss import ZLoss
 from foreshock.probes.attention import statistics, tap_attention
@@ -91,3 +91,11 @@ def test_qk_norm_bounds_the_attention_logits(over: str, dim: int, norm: str) -> 
     assert 0.1 * bound < largest <= bound * (1 + 1e-5)
     bare = Proxy(model, vocab_size=11, seq_len=6)
     assert isinstance(bare.blocks[0].attn.q_norm, torch.nn.Identity)
+
+
+def test_multipliers_combine_whatever_the_base_multiplies_by() -> None:
+    """0.3 · 0.1 · (1/3) is another float in another order: that is no conflict."""
+    base = replace_at(replace_at(RunConfig(), "model.roles.q.lr", 0.3), "model.width", 192)
+    specs = (Spec("muparam"), Spec("qk_lr", {"multiplier": 0.1}))
+    config = resolve(replace(base, model=replace(base.model, heads=12), interventions=specs))
+    assert edited(config).model.roles.q.lr == pytest.approx(0.3 * 0.1 / 3, rel=1e-12)

@@ -1,6 +1,8 @@
 """The page in a real browser: charts appear, hover and sorting work, nothing is fetched, nothing is logged."""
 
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +30,8 @@ if CHROMIUM is None:
     pytest.skip("no Chromium found (PATH, or CHROMIUM): the report was not opened", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: the report was not opened")
 
-ALL_DRAWN = "scheme => [...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn === scheme)"
+CHARTS = "[...document.querySelectorAll('.chart')]"
+ALL_DRAWN = f"scheme => {CHARTS}.every(chart => chart.dataset.drawn === scheme)"
 
 LINES = "[...document.querySelectorAll('#training_curves .mark-line path')]"
 FAINT = f"{LINES}.filter(line => line.getAttribute('opacity') < 0.5)"
@@ -37,7 +40,9 @@ FAINT = f"{LINES}.filter(line => line.getAttribute('opacity') < 0.5)"
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser") / "study"
-    return write_report([fabricate_study(folder, sizes=((32, 2), (64, 3)), lrs=(1e-3, 1e-2, 1e-1), steps=40)])
+    return write_report(
+        [fabricate_study(folder, sizes=((32, 2), (64, 3)), lrs=(1e-3, 1e-2, 1e-1), steps=40)], figures=["svg"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,7 @@ def page(browser: Any, report: Path) -> Iterator[Any]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(report.as_uri())
+    page.locator("#norms summary").first.click()
     page.wait_for_function(ALL_DRAWN, arg="light")
     yield page
     page.close()
@@ -162,3 +168,81 @@ def test_narrow_window_needs_no_sideways_scrolling(page: Any) -> None:
     wide = "[...document.querySelectorAll('.chart')].filter(chart => chart.scrollWidth > chart.clientWidth)"
     assert page.evaluate(f"{wide}.map(chart => chart.dataset.chart)") == []
     page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_run_table_fits_a_usual_window(page: Any) -> None:
+    table = page.locator("section#runs .scroll")
+    assert table.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+
+
+def test_menu_of_a_chart_stands_out(page: Any) -> None:
+    """WCAG 2.1 asks 3:1 of controls."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(ALL_DRAWN, arg=scheme)
+        menu = page.locator("#loss_vs_lr summary")
+        styles = ("getComputedStyle(e).opacity", "getComputedStyle(e.querySelector('svg')).stroke")
+        opacity, ink = (menu.evaluate(f"e => {style}") for style in styles)
+        assert opacity == "1"
+        ground = menu.evaluate("e => getComputedStyle(e).backgroundColor")
+        assert contrast(ink, ground) >= 3
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(ALL_DRAWN, arg="light")
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two CSS colours (WCAG 2.1)."""
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_legends_of_a_figure_as_a_file_do_not_overlap(browser: Any, report: Path) -> None:
+    """In whatever fonts this machine has: their widths need not be those that the writer measured."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((report.parent / "figures" / "overview.svg").as_uri())
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.role-legend-title text, .role-legend-label text, .role-legend-symbol path')]"
+        ".map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom])"
+    )
+    page.close()
+    assert len(boxes) >= 12
+    for (left, top, right, bottom), other in itertools.combinations(boxes, 2):
+        beside = right <= other[0] or other[2] <= left
+        above = bottom <= other[1] + 1.5 or other[3] <= top + 1.5  # boxes of text have room for accents
+        assert beside or above
+
+
+def test_many_arms_show_some_panels_and_others_when_chosen(browser: Any, tmp_path: Path) -> None:
+    """Nothing is drawn of an arm not chosen; choosing redraws every chart; a fold is drawn when opened."""
+    arms = ("none", *(f"optim.weight_decay={i}.0" for i in range(1, 9)))
+    study = fabricate_study(tmp_path / "s", arms=arms, sizes=((32, 2),), lrs=(1e-2, 1e-1), steps=20)
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(write_report([study]).as_uri())
+    unfolded = f"() => {CHARTS}.filter(c => !c.closest('.fold')).every(c => c.dataset.drawn)"
+    page.wait_for_function(unfolded)
+    titles = "svg.marks .role-title text"
+    assert page.locator(f"#loss_vs_lr {titles}").count() == 6
+    assert page.locator(f"#training_curves {titles}").count() == 18
+    assert page.locator("#norms_update_vs_lr svg.marks").count() == 0
+    page.locator("#arms > summary").click()
+    page.locator("#arms [data-choose=none]").click()
+    page.locator("#arms label", has_text="optim.weight_decay=7").click()
+    page.wait_for_function(
+        "() => document.querySelectorAll('#training_curves svg.marks .role-title text').length === 3"
+    )
+    assert page.locator(f"#loss_vs_lr {titles}").all_text_contents() == ["optim.weight_decay=7"]
+    assert page.locator("#arms output").inner_text() == "1 of 9 arms"
+    page.evaluate("location.hash = '#norms'")
+    page.wait_for_function(f"() => {CHARTS}.every(c => c.dataset.drawn)")
+    assert page.locator(f"#norms_update_vs_lr {titles}").all_text_contents() == ["optim.weight_decay=7"]
+    page.close()
+    assert complaints == []

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreshock.analysis.sensitivity import CURVE, SCHEMA, lr_sensitivity, sensitivity_table
+from foreshock.analysis.sensitivity import CURVE, SCHEMA, comparable, lr_sensitivity, sensitivity_table
 from foreshock.core.errors import ConfigError
 
 PAPER_GRID = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
@@ -209,3 +209,22 @@ def test_unstable_runs_below_the_best_do_not_count() -> None:
 
 def test_table_of_no_finished_run_is_empty() -> None:
     assert sensitivity_table(runs_table([(1e-2, None, None)])).is_empty()
+
+
+def test_a_curve_is_named_by_the_learning_rates_that_finished() -> None:
+    rows = [(1.0, 2.5, "degraded"), (1e-3, 3.0, "stable"), (1e-2, 2.0, "stable"), (0.1, None, None)]
+    assert sensitivity_table(runs_table(rows))["lrs"].to_list() == ["0.001 0.01 1"]
+    near = [(0.1, 2.0, "stable"), (0.100000000001, 2.1, "stable")]
+    assert sensitivity_table(runs_table(near))["lrs"].to_list() == ["0.1 0.100000000001"]
+
+
+def test_comparable_curves_share_their_learning_rates() -> None:
+    """Of the grid of the most curves; of several such, the one with the most learning rates."""
+    short = [(1e-2, 2.0, "stable"), (1.0, 2.5, "degraded")]
+    other = [(1e-1, 2.0, "stable"), (1.0, 2.5, "degraded")]
+    long = [(1e-3, 3.0, "stable"), *short]
+    curves = [runs_table(rows, seed=seed) for seed, rows in enumerate([long, short, short, other])]
+    table = sensitivity_table(pl.concat(curves))
+    assert comparable(table)["seed"].to_list() == [1, 2]
+    assert comparable(table.filter(pl.col("seed") != 1))["seed"].to_list() == [0]
+    assert comparable(table.clear()).is_empty()

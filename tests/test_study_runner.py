@@ -8,10 +8,12 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from foreshock.core.config import Spec, to_json
 from foreshock.core.errors import RunFolderError
@@ -199,7 +201,7 @@ def test_workers_of_a_killed_study_checkpoint_and_end(tmp_path: Path) -> None:
 @BOTH
 def test_a_launcher_that_closes_ends_its_workers(tmp_path: Path, fork: bool) -> None:
     out = tmp_path / "s"
-    behave(out, run0=0.1, run1=0.1)
+    behave(out, run0=0.5, run1=0.5)
     plan = plan_of(out, count=2)
     with fake_launcher(fork=fork) as launcher:
         for run in plan.runs:
@@ -366,6 +368,7 @@ def test_a_swap_cut_short_is_completed(tmp_path: Path, killed_after: str) -> Non
     go(plan)
     more = replace(plan, runs=plan_of(out, count=1, record=RecordConfig(monitors=(), log_every=5)).runs)
     spec = more.folder.claimable(more.runs[0])
+    assert spec is not None
     assert spec.folder == out / ".rerun/run0"
     RunFolder(spec.folder).write_status("done", step=5)
     main, old = out / "runs/run0", out / ".old/run0"
@@ -374,7 +377,7 @@ def test_a_swap_cut_short_is_completed(tmp_path: Path, killed_after: str) -> Non
         main.rename(old)
     if killed_after == "second rename":
         spec.folder.rename(main)
-    assert more.folder.state(more.runs[0]) == "finished"
+    assert more.folder.state(more.runs[0]) == "done"
     assert RunFolder(main).config()["record"]["log_every"] == 5
     assert not old.exists()
     assert not spec.folder.exists()
@@ -390,6 +393,141 @@ def test_an_interrupted_rerun_leaves_the_finished_run_alone(tmp_path: Path) -> N
     assert RunFolder(out / "runs/run0").status()["status"] == "done"
     assert go(more).finished == {"done": 1}
     assert begun(out) == {"run0": [2]}
+
+
+class Between(LocalLauncher):
+    """A launcher that lets others act at the moments when a run is nobody's: before its worker, and after."""
+
+    def __init__(self, *, before: Callable[[], object] | None = None, after: Callable[[], object] | None = None):
+        super().__init__(1, fork=False, worker="fake_worker")
+        self.before, self.after = before, after
+
+    def submit(self, spec: RunSpec) -> "Between":
+        act, self.before = self.before, None
+        if act is not None:
+            act()
+        self.handle = super().submit(spec)
+        return self
+
+    def poll(self) -> int | None:
+        code = self.handle.poll()
+        if code is not None and self.after is not None:
+            act, self.after = self.after, None
+            act()
+        return code
+
+    def terminate(self) -> None:
+        self.handle.terminate()
+
+
+def asked(out: Path, log_every: int) -> Plan:
+    """The plan of one run that logs so often."""
+    return plan_of(out, count=1, record=RecordConfig(monitors=(), log_every=log_every))
+
+
+def test_a_rerun_that_another_study_swaps_into_place_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    go(asked(out, 10))
+    first, second = asked(out, 5), asked(out, 2)
+
+    def look() -> None:
+        assert second.folder.state(second.runs[0]) == "ready"  # puts the first study's rerun in its place
+
+    with Between(after=look) as launcher:
+        result = run_plan(first, launcher=launcher)
+    assert (result.finished, result.failures) == ({"done": 1}, ())
+    assert RunFolder(out / "runs/run0").config()["record"]["log_every"] == 5
+
+
+def test_a_rerun_is_done_however_often_others_ran_the_same_in_between(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    go(asked(out, 10))
+    with Between(before=lambda: go(asked(out, 5), fork=False)) as launcher:
+        result = run_plan(asked(out, 5), launcher=launcher)  # its worker's folder is gone
+    assert (result.finished, result.failures) == ({"done": 1}, ())
+    assert begun(out) == {"run0": [0]}
+
+
+def test_studies_that_ask_for_different_records_get_both(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    go(asked(out, 12))
+    second = asked(out, 4)
+    with Between(before=lambda: second.folder.claimable(second.runs[0])) as launcher:
+        result = run_plan(asked(out, 6), launcher=launcher)
+    assert (result.finished, result.failures) == ({"done": 1}, ())
+    assert RunFolder(out / "runs/run0").config()["record"]["log_every"] == 2
+    assert go(second, fork=False).finished == {"done": 1}
+    assert begun(out) == {"run0": [0]}  # the first study's worker has done it for both
+
+
+def test_a_rerun_at_work_is_left_alone_and_an_abandoned_one_is_begun_anew(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    go(asked(out, 12))
+    first, second = asked(out, 6), asked(out, 4)
+    spec = first.folder.claimable(first.runs[0])
+    assert spec is not None
+    folder = RunFolder(spec.folder)
+    folder.save_checkpoint(2, b"weights", healthy=True)
+    folder.close()
+    folder.write_status("interrupted", step=2)
+    with folder.hold():
+        assert second.folder.claimable(second.runs[0]) is None
+    assert folder.config()["record"]["log_every"] == 6
+    assert list(folder.sound_checkpoints())
+    assert second.folder.claimable(second.runs[0]) == spec
+    assert folder.config()["record"]["log_every"] == 2
+    assert not list(folder.sound_checkpoints())
+    assert folder.status()["status"] == "queued"
+
+
+def test_a_finished_run_answers_while_another_study_makes_it_again(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    go(asked(out, 10))
+    more = asked(out, 5)
+    spec = more.folder.claimable(more.runs[0])
+    assert spec is not None
+    with RunFolder(spec.folder).hold():
+        assert asked(out, 10).folder.state(more.runs[0]) == "held"
+        assert go(asked(out, 10), fork=False).finished == {"done": 1}
+
+
+def test_a_swap_waits_for_the_holders_of_both_folders(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    go(asked(out, 10))
+    more = asked(out, 5)
+    spec = more.folder.claimable(more.runs[0])
+    assert spec is not None
+    rerun, main = RunFolder(spec.folder), RunFolder(out / "runs/run0")
+    rerun.write_status("done", step=5)
+    for holder in (rerun, main):
+        with holder.hold():
+            assert more.folder.state(more.runs[0]) == "held"
+            assert rerun.exists()
+    assert more.folder.state(more.runs[0]) == "done"
+    assert not rerun.path.exists()
+
+
+def test_a_folder_that_is_not_there_or_was_moved_cannot_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(Timeout), folder.hold():
+        pass
+    assert not folder.path.exists()
+    folder.create({})
+    lock = folder.lock
+
+    def replaced_first() -> FileLock:
+        folder.path.rename(tmp_path / "moved")
+        folder.create({})
+        return lock()
+
+    monkeypatch.setattr(folder, "lock", replaced_first)
+    with pytest.raises(Timeout), folder.hold():
+        pass
+    monkeypatch.setattr(folder, "lock", lock)
+    with folder.hold():
+        pass
 
 
 def record(*monitors: Spec, log_every: int = 10, keep: bool = False) -> RecordConfig:

@@ -21,6 +21,7 @@ from foreshock.training.step import train_step
 from tests.conftest import tiny_config
 
 Make = Callable[..., RunFolder]
+COLUMNS = ("norms/grad_norm", "loss/held_out", "loss/train_mean")
 WALL_CLOCK = ("throughput/", "monitors/")
 
 
@@ -214,13 +215,16 @@ def test_finished_run_keeps_only_what_the_config_asks_for(make_folder: Make) -> 
 
 
 def test_log_cadence_always_holds_the_forecast_step(make_folder: Make) -> None:
-    """First, last, ⌈steps/4⌉ and every `log_every` steps are in the record, and evaluations."""
-    config = replace(tiny_config(), train=TrainConfig(steps=11, eval_every=5, eval_batches=1))
-    config = replace(config, record=RecordConfig(log_every=4))
+    """First, last, ⌈steps/4⌉ and every `log_every` steps are in the record, evaluations, and the loss at each tenth."""
+    config = replace(tiny_config(), train=TrainConfig(steps=22, eval_every=9, eval_batches=1))
+    config = replace(config, record=RecordConfig(log_every=8))
     folder = make_folder(config)
     loop_in(folder).run()
-    assert [row["step"] for row in folder.metrics()] == [0, 1, 3, 4, 5, 8, 10, 11]
-    assert [row["step"] for row in folder.metrics() if "loss/held_out" in row] == [0, 5, 10, 11]
+    steps = {name: [row["step"] for row in folder.metrics() if name in row] for name in COLUMNS}
+    assert steps["norms/grad_norm"] == [1, 6, 8, 16, 22]
+    assert steps["loss/held_out"] == [0, 9, 18, 22]
+    tenths = {3, 5, 7, 9, 11, 14, 16, 18, 20, 22}
+    assert steps["loss/train_mean"] == sorted({1, 6, 8, 16, 22} | {9, 18, 22} | tenths)
 
 
 def test_mean_loss_covers_every_step_since_the_last_row(make_folder: Make) -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from foreshock.analysis.sensitivity import lr_sensitivity as lr_sensitivity
     from foreshock.analysis.tables import read_runs as read_runs
     from foreshock.core.arms import Arm as Arm
+    from foreshock.max_lr import find_max_lr as find_max_lr
     from foreshock.studies import run_study as run_study
     from foreshock.study import recipes as recipes
     from foreshock.study.grid import Size as Size
@@ -19,6 +20,7 @@ _PUBLIC = {
     "Arm": "foreshock.core.arms:Arm",
     "Size": "foreshock.study.grid:Size",
     "Study": "foreshock.study.grid:Study",
+    "find_max_lr": "foreshock.max_lr:find_max_lr",
     "lr_sensitivity": "foreshock.analysis.sensitivity:lr_sensitivity",
     "read_runs": "foreshock.analysis.tables:read_runs",
     "recipes": "foreshock.study.recipes",
@@ -27,7 +29,18 @@ _PUBLIC = {
 }
 """Where each public name lives."""
 
-__all__ = ["Arm", "Size", "Study", "__version__", "lr_sensitivity", "read_runs", "recipes", "run_study", "testing"]
+__all__ = [
+    "Arm",
+    "Size",
+    "Study",
+    "__version__",
+    "find_max_lr",
+    "lr_sensitivity",
+    "read_runs",
+    "recipes",
+    "run_study",
+    "testing",
+]
 
 
 def __getattr__(name: str) -> Any:

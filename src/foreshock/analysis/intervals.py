@@ -45,7 +45,9 @@ def paired_interval(a: Sequence[float], b: Sequence[float]) -> Interval | None:
 
     `t`: mean ± t_{0.975, n−1} · s/√n, exact for normal differences. From 8 pairs on `bootstrap`: the same with the
     quantiles of the resampled t statistic (bootstrap-t), which follows skewed differences; repeatable, its seed is
-    fixed.
+    fixed. Among equal differences a resample may be constant: its t statistic is infinite, and where that makes an
+    end infinite the interval is `t`. If most differences are equal (zero in most seeds), either holds the true mean
+    less often than it says: few seeds may hold no draw of what is rare.
 
     Args:
         a: one value per seed, finite.
@@ -65,12 +67,13 @@ def paired_interval(a: Sequence[float], b: Sequence[float]) -> Interval | None:
     if n < 2:
         return None
     mean, error = float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(n))
-    method: Method = "t" if n < BOOTSTRAP_MIN_PAIRS else "bootstrap"
+    method: Method = "t"
     tail = (1 - CONFIDENCE) / 2
-    if method == "t":
-        lower, upper = special.stdtrit(n - 1, [tail, 1 - tail])
-    else:
-        lower, upper = _bootstrap_t_quantiles(difference, tail)
+    lower, upper = special.stdtrit(n - 1, [tail, 1 - tail])
+    if n >= BOOTSTRAP_MIN_PAIRS:
+        resampled = _bootstrap_t_quantiles(difference, tail)
+        if np.isfinite(resampled).all():
+            method, (lower, upper) = "bootstrap", resampled
     return Interval(mean=mean, low=mean - float(upper) * error, high=mean - float(lower) * error, n=n, method=method)
 
 
@@ -79,20 +82,20 @@ def comparisons_table(sensitivity: pl.DataFrame) -> pl.DataFrame:
 
     `difference` = base − arm: positive where the arm is less sensitive than the base. `low` and `high` are the ends of
     the interval of `paired_interval`, null with one seed. Only seeds are paired for which both arms finished the same
-    LR grid. `unstable_runs` are those from the best LR upward that did not end stable, in both arms: with none,
-    whatever differs in the instability part is noise. `n_comparisons` is the number of intervals in the table: at 95 %
-    each, one in twenty misses by chance.
+    LRs, `lrs`; where seeds did so on several LR grids, each has a row of its own. `unstable_runs` are those from the
+    best LR upward that did not end stable, in both arms: with none, whatever differs in the instability part is noise.
+    `n_comparisons` is the number of intervals in the table: at 95 % each, one in twenty misses by chance.
 
     Args:
         sensitivity: the table of `sensitivity_table`.
     """
-    grid = ["width", "depth", "heads", "seed", "n_lrs", "lowest_lr", "highest_lr"]
+    grid = ["width", "depth", "heads", "seed", "lrs"]
     base = sensitivity.filter(pl.col("arm") == BASE_ARM).select(*grid, *STATISTICS, "unstable_runs")
     others = sensitivity.filter(pl.col("arm") != BASE_ARM)
-    pairs = others.join(base, on=grid, suffix="_base").sort("arm", "params", "width", "depth", "heads", "seed")
+    pairs = others.join(base, on=grid, suffix="_base").sort("arm", "params", *grid[:3], "n_lrs", "lrs", "seed")
     rows = [
         _compare(group, statistic)
-        for group in pairs.partition_by("arm", "width", "depth", "heads", maintain_order=True)
+        for group in pairs.partition_by("arm", *grid[:3], "lrs", maintain_order=True)
         for statistic in STATISTICS
     ]
     table = pl.DataFrame(rows, schema=SCHEMA)
@@ -118,6 +121,7 @@ SCHEMA: dict[str, Any] = {
     "confidence": pl.Float64,
     "method": pl.String,
     "n_comparisons": pl.Int64,
+    "lrs": pl.String,
 }
 """Columns of the comparisons table, in order."""
 
@@ -125,7 +129,7 @@ SCHEMA: dict[str, Any] = {
 def _compare(pairs: pl.DataFrame, statistic: str) -> dict[str, Any]:
     base, arm = pairs[f"{statistic}_base"].to_list(), pairs[statistic].to_list()
     interval = paired_interval(base, arm)
-    return {name: pairs[name][0] for name in ("arm", "width", "depth", "heads", "params")} | {
+    return {name: pairs[name][0] for name in ("arm", "width", "depth", "heads", "params", "n_lrs", "lrs")} | {
         "base_arm": BASE_ARM,
         "statistic": statistic,
         "base_mean": math.fsum(base) / len(base),
@@ -134,7 +138,6 @@ def _compare(pairs: pl.DataFrame, statistic: str) -> dict[str, Any]:
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
         "n_pairs": len(base),
-        "n_lrs": pairs["n_lrs"].min(),
         "unstable_runs": pairs.select(pl.col("unstable_runs", "unstable_runs_base").sum()).sum_horizontal()[0],
         "confidence": CONFIDENCE,
         "method": interval.method if interval else None,
@@ -143,14 +146,20 @@ def _compare(pairs: pl.DataFrame, statistic: str) -> dict[str, Any]:
 
 
 def _bootstrap_t_quantiles(difference: np.ndarray[Any, Any], tail: float) -> tuple[float, float]:
-    """Quantiles of (resampled mean − mean) / resampled error; constant resamples say nothing and are left out."""
+    """Quantiles of (resampled mean − mean) / resampled error; ±inf for a constant resample, 0 if its mean is the same.
+
+    Leaving those out would cut off the longer tail: they are the limit of resamples that are nearly constant.
+    """
     n = difference.size
     draws = np.random.default_rng(0).integers(0, n, size=(_RESAMPLES, n))
     resampled = difference[draws]
     errors = resampled.std(axis=1, ddof=1) / math.sqrt(n)
-    varied = errors > 0
-    if not varied.any():
-        return 0.0, 0.0
-    statistic = (resampled.mean(axis=1)[varied] - difference.mean()) / errors[varied]
-    lower, upper = np.quantile(statistic, [tail, 1 - tail])
+    shifts = resampled.mean(axis=1) - difference.mean()
+    constant = np.ptp(resampled, axis=1) == 0
+    if constant.all():
+        return math.nan, math.nan
+    statistic = np.copysign(np.where(shifts == 0, 0.0, np.inf), shifts)
+    np.divide(shifts, errors, out=statistic, where=~constant)
+    # Quantiles that are members of the sample: between a number and infinity there is nothing to interpolate.
+    lower, upper = np.quantile(statistic, [tail, 1 - tail], method="inverted_cdf")
     return float(lower), float(upper)

@@ -123,6 +123,12 @@ def _runs_in(path: Path) -> Iterator[FoundRun]:
     study_file = path / "study.json"
     study = files.read_json(study_file) if study_file.exists() else {}
     check_study_format(study, study_file)
+    missing = [key for key in ("base", *AXES) if key not in study] if study_file.exists() else []
+    if missing:
+        raise RunFolderError(
+            f"{study_file} lacks {', '.join(missing)}; restore the file, or remove it (arms are then named by their "
+            "difference from the first run)"
+        )
     # A name with a leading dot is a run that is being replaced.
     configs = sorted(c for c in (path / "runs").glob("*/config.json") if not c.parent.name.startswith("."))
     if not configs:
@@ -132,8 +138,23 @@ def _runs_in(path: Path) -> Iterator[FoundRun]:
         yield FoundRun(run_id=config.parent.name, folder=folder, source=path, study=study)
 
 
+def status_of(folder: RunFolder) -> dict[str, Any]:
+    """What status.json says; that of a run that has not started if it is not there or is no JSON.
+
+    Raises:
+        RunFolderError: it does not say how the run stands.
+    """
+    status = folder.status()
+    if not isinstance(status.get("status"), str):
+        raise RunFolderError(
+            f"{folder.path / 'status.json'} does not say how the run stands (status); restore the file, or remove it "
+            "and run the study again, which completes the run"
+        )
+    return status
+
+
 def _finished(folder: RunFolder) -> bool:
-    return folder.status()["status"] in FINISHED
+    return status_of(folder)["status"] in FINISHED
 
 
 def _parse(run: FoundRun) -> pl.DataFrame:

@@ -25,7 +25,8 @@ class OutcomeRule:
     window_fraction: float = 0.1
     """Length of the windows over which the training loss is averaged, as a fraction of the steps completed."""
     rise_nats: float = 0.2
-    """A last window this far above the lowest earlier one is a slow failure, in nats per token."""
+    """A run that rose by more than this failed by itself, at whatever LR, in nats per token: its last window of
+    training loss above the lowest earlier one (a slow failure), or its final held-out loss above l0."""
     bigram_margin_nats: float = 0.1
     """The best run must beat the count bigram by this for the bigram to count as a failure line, in nats per token."""
     degraded_share: float = 0.05
@@ -41,10 +42,12 @@ class OutcomeRule:
 def train_rise(steps: Floats, losses: Floats, window_fraction: float = OutcomeRule.window_fraction) -> float:
     """How far the mean training loss of the last window lies above the lowest earlier window, in nats per token.
 
-    A window is (t − w, t] with w = window_fraction × the last step, and t a logged step. Each loss stands for the
-    steps since the logged step before it, so a window of means over those steps is exact where it begins and ends
-    on logged steps. Earlier windows end before the last one starts, and start at step 0 or later. nan if there is no
-    earlier window, or if a loss is not finite (an outcome of its own).
+    Each loss stands for the steps since the logged step before it. A window ends at a logged step t, no earlier than
+    w = window_fraction × the last step, and begins at the logged step (or step 0) before t that is nearest to t − w,
+    the later of two: it is made of whole stretches, and its mean is exact. The loop writes rows at ⌈k/10 · steps⌉, so
+    that the default windows are tenths, whatever else is logged; in a record without such rows the last window may be
+    longer, and a rise of r nats over the last w steps then counts r · w / length. Earlier windows end before the last
+    one begins. nan if there is no earlier window, or if a loss is not finite (an outcome of its own).
 
     Args:
         steps: logged steps, increasing, from 1.
@@ -56,9 +59,19 @@ def train_rise(steps: Floats, losses: Floats, window_fraction: float = OutcomeRu
     bounds = np.concatenate([[0.0], steps])
     summed = np.concatenate([[0.0], np.cumsum(losses * np.diff(bounds))])
     width = window_fraction * steps[-1]
-    ends = steps[(steps >= width) & ((steps <= steps[-1] - width) | (steps == steps[-1]))]
-    means = (np.interp(ends, bounds, summed) - np.interp(ends - width, bounds, summed)) / width
-    return float(means[-1] - means[:-1].min()) if means.size > 1 else float("nan")
+    ends = np.flatnonzero(bounds >= width)
+    begins = _nearest_before(bounds, ends, width)
+    means = (summed[ends] - summed[begins]) / (bounds[ends] - bounds[begins])
+    earlier = means[ends <= begins[-1]]
+    return float(means[-1] - earlier.min()) if earlier.size else float("nan")
+
+
+def _nearest_before(bounds: Floats, ends: NDArray[np.int_], width: float) -> NDArray[np.int_]:
+    """For each end the place of the bound before it that lies nearest to `width` before it; the later of two."""
+    wanted = bounds[ends] - width
+    later = np.minimum(np.searchsorted(bounds, wanted), ends - 1)
+    earlier = np.maximum(later - 1, 0)
+    return np.where(bounds[later] - wanted <= wanted - bounds[earlier], later, earlier)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +96,10 @@ def curve_outcomes(
 ) -> CurveOutcomes:
     """Decide the finished runs of one arm, size and seed.
 
-    Clauses in order: *diverged* if the run failed by itself; at LRs up to the best, *stable* (below the best that
-    is no evidence of stability: such a run is under-trained); above it, *diverged* if no better than the bigram,
-    *degraded* if worse than the best by more than `degraded_share` of (l0 − best), else *stable*.
+    Clauses in order: *diverged* if the run failed by itself, or ended more than `rise_nats` above l0; below the best
+    LR *stable*, which is no evidence of stability (such a run is under-trained); from the best LR upward, the best
+    included, *diverged* if no better than l0; above it *diverged* if no better than the bigram, *degraded* if worse
+    than the best by more than `degraded_share` of (l0 − best), else *stable*.
 
     Args:
         lrs: peak learning rates, any order.
@@ -104,9 +118,13 @@ def curve_outcomes(
     allowed = capped[best] + rule.degraded_share * (loss_init - capped[best])
 
     def decide(i: int) -> Outcome:
-        if failed[i]:
+        if failed[i] or not losses[i] <= loss_init[i] + rule.rise_nats:  # nan is not
             return "diverged"
-        if lrs[i] <= lrs[best]:
+        if lrs[i] < lrs[best]:
+            return "stable"
+        if losses[i] >= loss_init[i]:
+            return "diverged"
+        if i == best:
             return "stable"
         if losses[i] >= failure_line:
             return "diverged"

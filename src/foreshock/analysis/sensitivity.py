@@ -100,7 +100,8 @@ def sensitivity_table(runs: pl.DataFrame) -> pl.DataFrame:
     `unstable_runs` are those from the best LR upward that did not end stable.
     `max_stable_lr` is the last LR of the unbroken stable stretch that starts at the best LR, null if the best run
     itself is not stable; `max_stable_lr_censored` says that the stretch ended without meeting an unstable run, so
-    that the true limit may lie higher.
+    that the true limit may lie higher. `lrs` names the LR grid of the curve, the LRs that finished: S is a mean over
+    them, and compares with that of another curve on the same grid only.
 
     Args:
         runs: the table of `read_runs`.
@@ -121,7 +122,7 @@ def sensitivity_table(runs: pl.DataFrame) -> pl.DataFrame:
             | {"params": curve["params"].max()}
             | {f.name: getattr(s, f.name) for f in fields(s)}
             | _stable_stretch(curve, s.best_lr)
-            | {"lowest_lr": finished["lr"].min(), "highest_lr": finished["lr"].max()}
+            | {"lowest_lr": finished["lr"].min(), "highest_lr": finished["lr"].max(), "lrs": _grid(finished["lr"])}
             | {"unstable_runs": _unstable(finished, s.best_lr), "complete": s.n_lrs >= expected}
         )
     return pl.DataFrame(rows, schema=SCHEMA).sort("arm", "params", "width", "depth", "heads", "seed")
@@ -148,8 +149,27 @@ SCHEMA: dict[str, Any] = {
     "highest_lr": pl.Float64,
     "unstable_runs": pl.Int64,
     "complete": pl.Boolean,
+    "lrs": pl.String,
 }
 """Columns of the sensitivity table, in order."""
+
+
+def comparable(sensitivity: pl.DataFrame) -> pl.DataFrame:
+    """The curves on one LR grid, that of the most curves; of several such grids the one with the most LRs.
+
+    Sensitivities are averaged, compared and drawn together among these only. A grid of more LRs is no better, but
+    says more; if even the LRs are as many, the first grid by name counts.
+
+    Args:
+        sensitivity: rows of the table of `sensitivity_table`.
+    """
+    grids = sensitivity.group_by("lrs", "n_lrs").len().sort("len", "n_lrs", "lrs", descending=[True, True, False])
+    return sensitivity.join(grids.head(1).select("lrs"), on="lrs", how="semi", maintain_order="left")
+
+
+def _grid(lrs: pl.Series) -> str:
+    """The name of an LR grid: its LRs, rising, as the shortest texts that read back."""
+    return " ".join(repr(lr).removesuffix(".0") for lr in lrs.sort())
 
 
 def _unstable(finished: pl.DataFrame, best_lr: float) -> int:

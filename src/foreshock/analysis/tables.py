@@ -11,12 +11,14 @@ import polars as pl
 
 from foreshock.analysis.growth import growth_table
 from foreshock.analysis.intervals import comparisons_table
-from foreshock.analysis.metrics import FoundRun, Source, find_runs, not_started, read_metrics, scan_metrics
+from foreshock.analysis.metrics import FoundRun, Source, find_runs, not_started, read_metrics, scan_metrics, status_of
+from foreshock.analysis.naming import distinct_arms, name_studies, reference_tokens
 from foreshock.analysis.outcomes import OutcomeRule, add_outcomes, train_rise
 from foreshock.analysis.sensitivity import sensitivity_table
 from foreshock.core import files
 from foreshock.core.arms import arm_name, interventions_name
 from foreshock.core.config import from_json
+from foreshock.core.errors import ConfigError, RunFolderError
 from foreshock.core.run_config import RunConfig
 from foreshock.core.run_folder import FINISHED
 
@@ -103,7 +105,8 @@ def read_runs(source: Source, rule: OutcomeRule | None = None) -> pl.DataFrame:
     found = find_runs(source)
     base = _base_recipe(found[0])
     facts = pl.DataFrame([_facts(run, base) for run in found], schema=_FACTS)
-    runs = _distinct_arms(_name_studies(facts).with_row_index("position"))
+    tokens = reference_tokens(facts, found[0].study)
+    runs = distinct_arms(name_studies(facts).with_row_index("position"), tokens)
     runs = runs.join(_records(found, rule), on="run_id", how="left", maintain_order="left")
     finished = pl.col("status").is_in(FINISHED)
     runs = runs.with_columns(
@@ -128,8 +131,18 @@ def _capped() -> pl.Expr:
 def _base_recipe(first: FoundRun) -> RunConfig:
     """The recipe that arms are named against: the study's, or that of the run itself without interventions."""
     if first.study:
-        return from_json(RunConfig, first.study["base"])
-    return replace(from_json(RunConfig, first.folder.config()), interventions=())
+        return _config(first.study["base"], first.source / "study.json")
+    return replace(_config(first.folder.config(), first.folder.path / "config.json"), interventions=())
+
+
+def _config(content: Any, where: Path) -> RunConfig:
+    try:
+        return from_json(RunConfig, content)
+    except ConfigError as error:
+        raise RunFolderError(
+            f"{where}: {error}; the file was altered, or written by another version: restore it, or remove "
+            f"{'it' if where.name == 'study.json' else where.parent}"
+        ) from error
 
 
 _FACTS: dict[str, Any] = {
@@ -151,6 +164,7 @@ _FACTS: dict[str, Any] = {
     "early_stop": pl.Boolean,
     "planned_lrs": pl.Int64,
     "data_hash": pl.String,
+    "base_data": pl.Boolean,
     "device": pl.String,
     "study": pl.String,
     "folder": pl.String,
@@ -160,8 +174,13 @@ _FACTS: dict[str, Any] = {
 
 def _facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
     """What config, manifest and status say of a run."""
-    config = from_json(RunConfig, run.folder.config())
-    manifest, status, study = run.folder.manifest(), run.folder.status(), run.study
+    config = _config(run.folder.config(), run.folder.path / "config.json")
+    manifest, status, study = run.folder.manifest(), status_of(run.folder), run.study
+    if status["status"] in FINISHED and manifest.get("params") is None:
+        raise RunFolderError(
+            f"{run.folder.path / 'manifest.json'} does not say how many parameters the finished run has (params); "
+            f"restore the file, or remove {run.folder.path}"
+        )
     return {
         "run_id": run.run_id,
         "arm": arm_name(config, base),
@@ -180,44 +199,13 @@ def _facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
         "bigram_loss": manifest.get("bigram_loss"),
         "early_stop": status.get("early_stop", False),
         "planned_lrs": len(study["lrs"]) if study else None,
-        "data_hash": manifest.get("data", {}).get("hash"),
+        "data_hash": (manifest.get("data") or {}).get("hash"),
+        "base_data": config.data == base.data,
         "device": manifest.get("device"),
         "study": run.source.resolve().as_posix(),
         "folder": str(run.folder.path),
         "heartbeat": status.get("heartbeat", 0.0),
     }
-
-
-def _distinct_arms(facts: pl.DataFrame) -> pl.DataFrame:
-    """Make each arm, size, LR and seed name one run.
-
-    Runs on other tokens than the first ones are arms of their own (`data_hash=…`): their losses do not compare. Two
-    studies that hold the same point are told apart by name (`study=…`). Inside one study the newest run counts:
-    it was run again because the code's meaning had changed.
-    """
-    point = ["arm", "width", "depth", "heads", "lr", "seed"]
-    reference = facts["data_hash"].drop_nulls().first()
-    other_data = (pl.col("data_hash") != reference).fill_null(False)
-    facts = _add_to_arm(facts, other_data, pl.lit("data_hash=") + pl.col("data_hash").str.head(8))
-    newest = facts.sort("heartbeat", descending=True, nulls_last=True)
-    facts = newest.unique(["study", *point], keep="first", maintain_order=True)
-    first, *later = facts.sort("position").partition_by("study", maintain_order=True)
-    for study in later:
-        clash = not study.join(first, on=point, how="semi").is_empty()
-        named = _add_to_arm(study, pl.lit(clash), pl.lit("study=") + pl.col("study"))
-        first = pl.concat([first, named])
-    return first
-
-
-def _name_studies(facts: pl.DataFrame) -> pl.DataFrame:
-    """Call a study by its folder's name, or by its path if two folders share the name."""
-    shared = facts["study"].n_unique() > facts["study"].str.split("/").list.last().n_unique()
-    return facts if shared else facts.with_columns(pl.col("study").str.split("/").list.last())
-
-
-def _add_to_arm(facts: pl.DataFrame, where: pl.Expr, part: pl.Expr) -> pl.DataFrame:
-    longer = pl.when(pl.col("arm") == "none").then(part).otherwise(pl.col("arm") + "+" + part)
-    return facts.with_columns(arm=pl.when(where).then(longer).otherwise(pl.col("arm")))
 
 
 def _records(found: Sequence[FoundRun], rule: OutcomeRule) -> pl.DataFrame:

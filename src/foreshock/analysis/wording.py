@@ -5,6 +5,11 @@ from collections.abc import Iterable, Mapping
 
 import polars as pl
 
+from foreshock.analysis.intervals import BASE_ARM
+
+SIZE = ["width", "depth", "heads"]
+"""Columns that name a size."""
+
 
 def by_statement(statements: Mapping[str, str]) -> dict[str, str]:
     """Arms that share a statement, joined, with that statement: what is said once need not be said of each.
@@ -28,15 +33,38 @@ def listed(arms: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def arms_of(table: pl.DataFrame) -> list[str]:
+    """The arms, the base arm first."""
+    return sorted(table["arm"].unique(), key=lambda arm: (arm != BASE_ARM, arm))
+
+
+def many(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> many(1, "loss curve"), many(2, "loss curve")
+    ('1 loss curve', '2 loss curves')
+    """
+    return f"{count:,} {noun}{agree(count, '', 's')}"
+
+
+def agree(count: int, one: str, more: str) -> str:
+    """The form of a word that goes with a count.
+
+    >>> agree(1, "is", "are"), agree(2, "is", "are")
+    ('is', 'are')
+    """
+    return one if count == 1 else more
+
+
 def shape_of(row: Mapping[str, object]) -> str:
     """Width × depth."""
     return f"{row['width']}×{row['depth']}"
 
 
 def size_of(row: Mapping[str, object]) -> str:
-    """Width × depth and, where it is known, N."""
+    """Width × depth and, where it is known, N: the parameters of the blocks."""
     params = row.get("params")
-    return shape_of(row) + (f" ({params:,} parameters)" if params else "")
+    return shape_of(row) + (f" ({params:,} block parameters)" if params else "")
 
 
 def counts(values: pl.Series) -> str:

@@ -15,7 +15,7 @@ class Report:
     dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DIR ...", help_behavior_hint="")]
     """Study folders, or run folders."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """The page; default report.html in the first folder."""
+    """The page; default report.html in the folder, comparison.html here for several folders."""
     figures: Annotated[
         tuple[Literal["svg", "pdf", "png"], ...], tyro.conf.arg(metavar="svg pdf png", help_behavior_hint="")
     ] = ()

@@ -1,8 +1,9 @@
 """`foreshock train`: one run from a config file."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -22,14 +23,14 @@ class Train:
         """Check everything, train, and say how it ended."""
         from foreshock.cli.output import console, print_error, print_json
         from foreshock.core.config import from_json
-        from foreshock.core.files import number, read_json
+        from foreshock.core.files import number
         from foreshock.core.run_config import RunConfig, resolve
         from foreshock.core.run_folder import RunFolder
         from foreshock.study.plan import plan_single
         from foreshock.study.progress import Display
         from foreshock.study.runner import run_plan
 
-        config = resolve(from_json(RunConfig, read_json(Path(self.config))))
+        config = resolve(from_json(RunConfig, read_config(Path(self.config))))
         screen = console(quiet=self.json)
         with Display(screen) as display:
             result = run_plan(plan_single(config, self.out, display.data), on_progress=display)
@@ -45,3 +46,19 @@ class Train:
             f"{status['status']} at step {status['step']}, held-out loss {number(status['loss_held_out']):.4f}"
         )
         return 0
+
+
+def read_config(path: Path) -> Any:
+    """The content of a config file.
+
+    Raises:
+        ConfigError: there is no such file, or it is not JSON.
+    """
+    from foreshock.core.errors import ConfigError
+
+    if not path.is_file():
+        raise ConfigError(f"there is no file {str(path)!r}; give the path of a config file, such as config.json")
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error}; give a file that holds one JSON object") from error

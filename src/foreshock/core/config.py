@@ -209,6 +209,8 @@ def _replace_at(config: C, names: list[str], value: Json, path: str) -> C:
     done = path.split(".")[: -len(names)]
     known = field_types(type(config)) if dataclasses.is_dataclass(config) else {}
     if names[0] not in known:
+        if not done and (meant := _ending_with(type(config), path)):
+            raise ConfigError(f"unknown field {path!r}; did you mean {' or '.join(meant[:3])}?")
         options = [".".join([*done, name]) for name in known]
         raise unknown("field", ".".join([*done, names[0]]), options)
     if len(names) == 1:
@@ -216,6 +218,17 @@ def _replace_at(config: C, names: list[str], value: Json, path: str) -> C:
     else:
         new = _replace_at(getattr(config, names[0]), names[1:], value, path)
     return cast(C, dataclasses.replace(cast(Any, config), **{names[0]: new}))
+
+
+def _ending_with(cls: type, path: str, prefix: str = "") -> list[str]:
+    """The fields of nested configs whose dotted path ends with another, the least nested first."""
+    found = []
+    for name, kind in field_types(cls).items():
+        full = f"{prefix}{name}"
+        found += [full] if full.endswith(f".{path}") else []
+        if dataclasses.is_dataclass(kind) and kind is not Spec:
+            found += _ending_with(cast(type, kind), path, f"{full}.")
+    return sorted(found, key=lambda full: full.count("."))
 
 
 def flatten(record: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:

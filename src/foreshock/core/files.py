@@ -12,6 +12,9 @@ from foreshock.core.errors import RunFolderError
 
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
+_TAIL = 1 << 17
+"""Bytes at the end of a log that are searched for the latest value."""
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a kill, sees the old content or the new, never a part.
@@ -90,6 +93,20 @@ def append_line(file: IO[bytes], row: Mapping[str, Any]) -> None:
     """Append one JSON object as one line and hand it to the operating system."""
     file.write(json.dumps(jsonable(row), separators=(",", ":")).encode() + b"\n")
     file.flush()
+
+
+def latest(path: Path, key: str) -> float | None:
+    """The number logged last under a key; None if it is in no whole line near the end, or there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines[:-1]):  # the first one may be cut
+        if f'"{key}"'.encode() in line and line.startswith(b"{"):
+            return number(json.loads(line)[key])
+    return None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -100,8 +100,18 @@ def source_digest(name: str) -> str:
     return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
 
 
+def nameless(family: str, name: str, value: str) -> ConfigError:
+    """The error for a value that was given to a plug-in without the name of an option."""
+    options = [field.name for field in dataclasses.fields(declaration(family, name))]
+    fix = "write " + " or ".join(f"{name}:{option}={value}" for option in options)
+    said = f"{_singular(family)} {name}: {value!r} has no option's name"
+    return ConfigError(f"{said}; {fix if options else f'it has no options, write {name}'}")
+
+
 def _foreign(family: str, name: str) -> type:
     module_name, _, class_name = name.partition(":")
+    if module_name.replace("-", "_") in names(family):
+        raise nameless(family, module_name.replace("-", "_"), class_name)
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from foreshock.core import plugins as plugin_loader
 from foreshock.core.config import Spec, digest, field_types, from_json, plugin, plugins, to_json
 from foreshock.core.errors import require
-from foreshock.core.model_config import ModelConfig
+from foreshock.core.model_config import ModelConfig, Roles
 
 SEMANTICS = {"train": 1, "data": 1, "proxy": 1, "optim": 1}
 """Raised by one when the meaning of a component changes, so that older runs are not taken for new ones."""
@@ -41,16 +41,17 @@ class DataConfig:
 class OptimConfig:
     """The optimizer (2309.14322 sec. 2.1)."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    """adamw and sgd take decoupled decay; adam adds the decay to the gradient (L2)."""
+    name: Literal["adamw", "adam", "sgd", "muon", "lion", "adafactor"] = "adamw"
+    """All take decoupled decay but adam, which adds it to the gradient (L2). muon is Muon on the blocks' linears,
+    adamw on the rest, at one learning rate."""
     lr: float = 1e-2
     """Peak learning rate η."""
     beta1: float = 0.9
-    """Decay of the first moment; the momentum of sgd."""
+    """Decay of the first moment; the momentum of sgd and muon; unused by adafactor."""
     beta2: float = 0.95
-    """Decay of the second moment; unused by sgd."""
+    """Decay of the second moment, and of the only one of lion; unused by sgd and adafactor."""
     eps: float = 1e-8
-    """AdamW's epsilon, in units of the gradient."""
+    """Epsilon of adam and adamw, in units of the gradient."""
     weight_decay: float = 1e-4
     """λ: applied to every tensor."""
     decay: Literal["independent", "coupled"] = "independent"
@@ -195,8 +196,10 @@ def check_conflicts(config: RunConfig) -> None:
         require(given.count(name) == 1, "interventions", "must name each intervention once", given)
         clash = sorted(set(cure.conflicts) & set(given))
         require(not clash, "interventions", f"cannot combine {name} with {', '.join(clash)}; drop one", given)
+    # From multipliers of 1: there alone x·y and y·x are the same number to the last digit.
+    start = replace(config, model=replace(config.model, roles=Roles()))
     for (first, one), (second, other) in combinations(cures.items(), 2):
-        same = one.edit_config(other.edit_config(config)) == other.edit_config(one.edit_config(config))
+        same = one.edit_config(other.edit_config(start)) == other.edit_config(one.edit_config(start))
         rule = f"cannot combine {first} with {second}: they want different values of one setting; drop one"
         require(same, "interventions", rule, given)
 

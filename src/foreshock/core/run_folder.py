@@ -12,11 +12,12 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from foreshock.core import files
 from foreshock.core.errors import RunFolderError
@@ -73,6 +74,32 @@ class RunFolder:
         """The lock a worker holds for the run's life; released by the system if the worker is killed."""
         return FileLock(self.path / "lock")
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the lock, or raise at once; nobody else writes to the folder or moves it meanwhile.
+
+        Raises:
+            Timeout: another holds it, or the folder is not there, as when it was moved in this very moment.
+        """
+        before, lock = self._inode(), self.lock()
+        with ExitStack() as stack:
+            if before is not None:
+                with suppress(FileNotFoundError):
+                    stack.enter_context(lock.acquire(blocking=False))
+            if not lock.is_locked or self._inode() != before:  # else the lock is that of a folder moved away
+                raise Timeout(lock.lock_file)
+            yield
+
+    def exists(self) -> bool:
+        """Whether a run stands here."""
+        return (self.path / "config.json").exists()
+
+    def begin_anew(self, config: Mapping[str, Any]) -> None:
+        """Give an unfinished run another config, with which it starts from nothing. Only for the holder of the lock."""
+        self.drop_checkpoints()  # first: a kill leaves the old config or the new one, and no step of the other
+        self.write_status("queued")
+        files.write_json(self.path / "config.json", config)
+
     def config(self) -> dict[str, Any]:
         """The config as written, after checking that this version can read the folder."""
         manifest = self.manifest()
@@ -103,6 +130,13 @@ class RunFolder:
         """Replace the status, stamped with process, host and the time in seconds since the epoch."""
         stamp = {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()}
         files.write_json(self.path / "status.json", {"status": status, **stamp, **facts})
+
+    def mark_failed(self, reason: str) -> None:
+        """Write the status that a killed worker could not write itself, unless another is at work here already."""
+        with suppress(Timeout), self.hold():
+            stamped = ("status", "pid", "host", "heartbeat", "error")
+            kept = {key: value for key, value in self.status().items() if key not in stamped}
+            self.write_status("failed", error=reason, **kept)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one logged step."""
@@ -177,6 +211,12 @@ class RunFolder:
         for file in self._logs.values():
             file.close()
         self._logs.clear()
+
+    def _inode(self) -> int | None:
+        try:
+            return self.path.stat().st_ino
+        except FileNotFoundError:
+            return None
 
     def _log(self, name: str) -> IO[bytes]:
         if name not in self._logs:

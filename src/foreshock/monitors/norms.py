@@ -26,7 +26,8 @@ class Norms(Monitor):
     - `norms/update`: the same times the learning rate of the parameter's group; weight decay is left out.
 
     And `norms/grad_norm`, the global L2 norm before clipping, and `norms/clip_factor`, what clipping multiplied
-    the gradients by. Updates are absent for optimizers whose state is not understood.
+    the gradients by. Updates are absent for optimizers whose state is not understood. They are the optimizer's own,
+    before an intervention on updates such as `adam_atan2` or `update_clipping` changes them.
     """
 
     needs = frozenset({Need.GRADIENTS, Need.OPTIMIZER})

@@ -4,7 +4,7 @@ Shapes: B batch, T queries, S keys, H heads, K head dimension; t the queries of 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,6 +111,17 @@ def statistics(call: AttentionCall) -> AttentionStatistics:
         )
 
 
+@torch.no_grad()
+def largest_logits(call: AttentionCall) -> Tensor:
+    """The largest attention logit of each head (H), over batch and unmasked pairs: `statistics` without the rest."""
+    with torch.autocast(call.q_BHTK.device.type, enabled=False):
+        parts = [
+            _masked(logits(chunk), allowed(chunk, first), float("-inf")).amax((0, 2, 3))
+            for first, chunk in _chunks(call)
+        ]
+        return torch.stack(parts).amax(0)
+
+
 def _chunks(call: AttentionCall) -> Iterator[tuple[int, AttentionCall]]:
     """The call cut into runs of queries, each with the position of its first query."""
     q_BHTK, k_BHSK = _accurate(call.q_BHTK), _accurate(call.k_BHSK)
@@ -188,7 +199,12 @@ def tap_attention(model: nn.Module) -> hooks.Taps[AttentionCall]:
         block = block_of[name]
         alone = block is not None and shared[block] == 1
         modules[block if alone and block is not None else name.rpartition(".")[0] or name] = core
-    return hooks.Taps(modules, _detached, at="input")
+    return tap_cores(modules)
+
+
+def tap_cores(cores: Mapping[str, AttentionCore]) -> hooks.Taps[AttentionCall]:
+    """As `tap_attention`, on these cores under these names."""
+    return hooks.Taps(cores, _detached, at="input")
 
 
 def _block(model: nn.Module, name: str) -> str | None:

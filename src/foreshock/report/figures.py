@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import altair as alt
 import polars as pl
 import vl_convert
 from altair.utils.schemapi import debug_mode
@@ -14,19 +12,18 @@ from altair.utils.schemapi import debug_mode
 from foreshock.core import files
 from foreshock.core.errors import unknown
 from foreshock.report import theme
-from foreshock.report.charts.arms import FEW, arms_compared
+from foreshock.report.charts.arms import FEW, arms_compared, first_arms
 from foreshock.report.charts.attention import logit_vs_lr, logit_vs_size
 from foreshock.report.charts.curves import MAX_POINTS, training_curves
 from foreshock.report.charts.loss import loss_vs_lr
 from foreshock.report.charts.mechanisms import NORMS, OUTPUT_LOGITS, Quantity, quantity_vs_lr
 from foreshock.report.charts.overview import overview
 from foreshock.report.charts.sensitivity import sensitivity_vs_size
+from foreshock.report.spec import Spec
 from foreshock.report.vega import VEGA_LITE
 
 FORMATS = ("svg", "pdf", "png")
 """File formats of a static figure."""
-Spec = dict[str, Any]
-"""A Vega-Lite specification."""
 
 _WRITERS: dict[str, Callable[..., str | bytes]] = {
     "svg": vl_convert.vegalite_to_svg,
@@ -57,8 +54,10 @@ class Figure:
     """Its heading."""
     caption: str
     """What to look for."""
-    draw: Callable[[Material], alt.TopLevelMixin | None]
-    """Its chart; None if the runs have nothing to show."""
+    draw: Callable[[Material], Spec | None]
+    """Its specification, without the config that makes it light or dark; None if the runs have nothing to show."""
+    absent: str = "no run has recorded this"
+    """Why there may be nothing to draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +70,8 @@ class Section:
     """What its figures have in common."""
     figures: tuple[Figure, ...]
     """Its figures, in order."""
+    folded: bool = False
+    """Whether the page shows it only when opened."""
 
     @property
     def anchor(self) -> str:
@@ -91,13 +92,15 @@ SECTIONS = (
     Section(
         title="Loss",
         text="A model that trains stably has a wide, flat valley. Instability lifts the right-hand side of it, the "
-        "more so the larger N. Lines run through the mean over seeds; every mark is one run.",
+        "more so the larger N. Every mark is one run. Lines run through the mean over the seeds that a whole line has; "
+        "where no seed has all its points, each seed has a line.",
         figures=(
             Figure(
                 name="loss_vs_lr",
                 title="Loss against learning rate",
-                caption="Held-out cross-entropy at the end. The bigram line is the loss of a model "
-                "that knows the counts of token pairs and nothing else.",
+                caption="Held-out cross-entropy at the end, drawn no higher than the loss at initialisation: an arrow "
+                "over a mark says that its run ended above that, a purple mark that it ended not finite. The bigram "
+                "line is the loss of a model that knows the counts of token pairs and nothing else.",
                 draw=lambda m: loss_vs_lr(m.runs),
             ),
         ),
@@ -113,20 +116,23 @@ SECTIONS = (
                 title="Sensitivity against size",
                 caption="A loss above that at initialisation, or not finite, counts as the loss at initialisation.",
                 draw=lambda m: sensitivity_vs_size(m.sensitivity),
+                absent="no two sizes have finished runs",
             ),
             Figure(
                 name="arms_compared",
                 title="Arms side by side",
                 caption="A dot for each seed and size, a tick at their mean; the arm least unstable at its largest "
-                f"size stands first. Drawn from {FEW} arms up.",
+                "size stands first.",
                 draw=lambda m: arms_compared(m.sensitivity),
+                absent=f"fewer than {FEW} arms have finished runs, and the other charts compare those",
             ),
         ),
     ),
     Section(
         title="Attention logits",
         text="The largest q·k, scaled and before any cap, in any layer at any logged step. Far above 1e2 the softmax "
-        "is one-hot, its gradient vanishes, and attention stops learning.",
+        "is one-hot, its gradient vanishes, and attention stops learning. Dashed lines at 1e2, 1e3 and 1e4 are the "
+        "same in every report; in arXiv 2309.14322 (sec. 3.3) every run above 1e4 diverged.",
         figures=(
             Figure(
                 name="attention_logit_vs_lr",
@@ -140,6 +146,7 @@ SECTIONS = (
                 caption="The same runs, one line a learning rate: one that rises here reaches the dashed lines in a "
                 "larger model.",
                 draw=lambda m: logit_vs_size(m.runs),
+                absent="no two sizes have recorded this",
             ),
         ),
     ),
@@ -151,6 +158,7 @@ SECTIONS = (
     Section(
         title="Norms",
         text="What the optimizer sees and does.",
+        folded=True,
         figures=tuple(_quantity(q) for q in NORMS),
     ),
     Section(
@@ -175,7 +183,7 @@ OVERVIEW = Figure(
     name="overview",
     title="Overview",
     caption="Loss and attention logits against learning rate.",
-    draw=lambda m: overview(m.runs),
+    draw=lambda m: overview(m.runs.filter(pl.col("arm").is_in(first_arms(m.runs, m.sensitivity)))),
 )
 """A picture of the whole study, for a README; not in the page, which has both halves of it."""
 
@@ -186,9 +194,7 @@ def spec_of(figure: Figure, material: Material) -> Spec | None:
     Not validated: that takes most of the time of drawing, and which marks a chart has does not depend on the runs.
     """
     with debug_mode(False):
-        chart = figure.draw(material)
-        spec = {} if chart is None else chart.to_dict(validate=False)
-    return {key: value for key, value in spec.items() if key != "config"} or None
+        return figure.draw(material)
 
 
 def write_figures(material: Material, folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -207,9 +213,14 @@ def write_figures(material: Material, folder: Path, formats: Sequence[str]) -> l
             continue
         for name in formats:
             path = folder / f"{figure.name}.{name}"
-            files.write_atomic(path, _WRITERS[name](spec, vl_version=VEGA_LITE, config=theme.config("light")))
+            files.write_atomic(path, static(spec, name))
             written.append(path)
     return written
+
+
+def static(spec: Spec, name: str, mode: theme.Mode = "light") -> str | bytes:
+    """A chart as the content of a file of this format."""
+    return _WRITERS[name](spec, vl_version=VEGA_LITE, config=theme.file_config(mode))
 
 
 def check_formats(formats: Sequence[str]) -> None:

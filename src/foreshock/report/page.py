@@ -12,17 +12,24 @@ from markupsafe import Markup
 
 from foreshock.analysis.findings import finding
 from foreshock.analysis.metrics import FoundRun, find_runs, scan_metrics
+from foreshock.analysis.sensitivity import comparable
 from foreshock.analysis.tables import Tables, analyse
 from foreshock.core import files
 from foreshock.core.errors import RunFolderError
 from foreshock.core.run_folder import FINISHED
 from foreshock.report import facts, theme
+from foreshock.report.charts.arms import first_arms
+from foreshock.report.charts.panels import arms_of
 from foreshock.report.figures import SECTIONS, Material, check_formats, spec_of, write_figures
 from foreshock.report.prepare import prepare_runs, prepare_sensitivity, short_count
 from foreshock.report.run_table import run_table
 from foreshock.report.vega import libraries
 from foreshock.study.folder import check_writable
 
+REPORT = "report.html"
+"""The page of a folder, inside it."""
+COMPARISON = "comparison.html"
+"""The page of several folders, unless another file is named."""
 _TEXT_SECTIONS = (
     ("runs", "Runs"),
     ("configs", "Configuration"),
@@ -39,7 +46,8 @@ def write_report(
 
     Args:
         dirs: Study folders or single run folders, finished or not.
-        out: Where to write; None writes `report.html` into the first folder.
+        out: Where to write; None writes `report.html` into the folder, or, for several folders, `comparison.html` into
+            the current one.
         figures: File formats (svg, pdf, png) in which every chart is also written, to `figures/` beside the report.
         tables: What `analyse` gave for the folders, if they were analysed already.
 
@@ -53,7 +61,7 @@ def write_report(
     tables = tables or analyse(folders)
     material = Material(
         runs=prepare_runs(tables.runs),
-        sensitivity=prepare_sensitivity(tables.sensitivity),
+        sensitivity=prepare_sensitivity(comparable(tables.sensitivity)),
         metrics=scan_metrics(find_runs(folders)),
     )
     content = render(material, finding(tables), folders)
@@ -65,12 +73,16 @@ def write_report(
 
 
 def page_path(folders: Sequence[Path], out: Path | None) -> Path:
-    """Where the page goes.
+    """Where the page goes: a comparison never takes the place of the report of one of its studies.
 
     Raises:
         RunFolderError: it cannot be written there; the disk was not touched.
     """
-    target = folders[0] / "report.html" if out is None else Path(out)
+    several = len({folder.resolve() for folder in folders}) > 1
+    usual = Path(COMPARISON) if several else folders[0] / REPORT
+    target = usual if out is None else Path(out)
+    if several and target.resolve() in [folder.resolve() / REPORT for folder in folders]:
+        raise RunFolderError(f"--out {target} is the report of one of the folders compared; name another file")
     if target.is_dir():
         raise RunFolderError(f"--out {target} is a folder; name a file, such as {target / 'report.html'}")
     check_writable(target.parent)
@@ -81,21 +93,24 @@ def render(material: Material, found: Sequence[str], folders: Sequence[Path]) ->
     """The page as HTML."""
     specs = {figure.name: spec_of(figure, material) for section in SECTIONS for figure in section.figures}
     several = material.runs["arm"].n_unique() > 2
+    first = first_arms(material.runs, material.sensitivity)
     sections = [
         {
             "anchor": section.anchor,
             "title": section.title,
             "text": section.text,
             "pairs": len(section.figures) > 1 and not several,
+            "folded": section.folded,
             "figures": [
-                {"name": f.name, "title": f.title, "caption": f.caption, "drawn": specs[f.name] is not None}
+                {"name": f.name, "title": f.title, "caption": f.caption, "absent": f.absent}
+                | {"drawn": specs[f.name] is not None}
                 for f in section.figures
             ],
         }
         for section in SECTIONS
     ]
     contents = [("findings", "Findings"), *((s.anchor, s.title) for s in SECTIONS), *_TEXT_SECTIONS]
-    return _template().render(
+    return template("page.html.j2").render(
         title=" against ".join(dict.fromkeys(folder.resolve().name for folder in folders)),
         folders=", ".join(str(folder) for folder in folders),
         version=version("foreshock"),
@@ -103,6 +118,7 @@ def render(material: Material, found: Sequence[str], folders: Sequence[Path]) ->
         font=theme.FONT,
         findings=found,
         sections=sections,
+        arms=[(arm, arm in first) for arm in arms_of(material.runs)],
         contents=contents,
         table=run_table(material.runs),
         charts_json=embedded({name: spec for name, spec in specs.items() if spec is not None}),
@@ -163,13 +179,14 @@ def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page to be filled in."""
     loader = jinja2.PackageLoader("foreshock.report", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["code"] = _with_code
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _with_code(text: str) -> Markup:

@@ -1,12 +1,13 @@
 """Tables made ready to draw: size labels, marks, order, and values that a chart can place."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import polars as pl
 
-SERIES = ("arm", "size", "params", "lr")
-"""What a point of a line stands for: runs that differ in the seed alone."""
+Along = Literal["lr", "params"]
+"""What the points of a line differ in."""
 _ORDER = (pl.col("arm") != "none", "arm", "params", "width", "depth")
 
 
@@ -41,16 +42,38 @@ def short_count(count: float) -> str:
     return f"{count:.3g}"
 
 
-def drawn(runs: pl.DataFrame, column: str, *, log: bool = False) -> pl.DataFrame:
-    """The runs that have a value in a column, with `value`, which a chart can place, and its `mean` over seeds.
+def drawn(runs: pl.DataFrame, column: str, *, along: Along = "lr", log: bool = False) -> pl.DataFrame:
+    """The runs that have a value in a column, with `value`, which a chart can place, and their lines (`with_mean`).
 
     A value that is not finite is placed as high as the largest that is, and marked `not finite`: it is never dropped.
-    On a log scale the mean is geometric.
+    On a log scale the mean is geometric. `capped` is false; a chart that places finite values lower sets it.
     """
     placed = with_place(runs.filter(pl.col(column).is_not_null()), column, log=log)
     mark = pl.when(pl.col(column).is_finite()).then("mark").otherwise(pl.lit("not finite"))
-    mean = pl.col("value").log().mean().exp() if log else pl.col("value").mean()
-    return placed.with_columns(mark=mark, mean=mean.over(SERIES))
+    line = ("arm", "size", "params") if along == "lr" else ("arm", "lr")
+    return with_mean(placed.with_columns(mark=mark, capped=pl.lit(False)), line, along, log=log)
+
+
+def with_mean(table: pl.DataFrame, line: Sequence[str], along: Along, *, log: bool = False) -> pl.DataFrame:
+    """The table with what lines run through: `mean`, of `value` over seeds, and `line`, which parts lines.
+
+    The mean is over the seeds that all points of a line have, so that a line never turns because other seeds enter.
+    Where no seed has them all, every seed has a line of its own, through its values, and `line` names the seed.
+
+    Args:
+        table: one row for each point and seed.
+        line: columns that name a line.
+        along: column in which its points differ.
+        log: whether the mean is geometric.
+    """
+    everywhere = pl.col(along).n_unique().over(*line, "seed") == pl.col(along).n_unique().over(*line)
+    known = pl.col("value").log() if log else pl.col("value")
+    mean = known.filter("everywhere").mean().over(*line, along)
+    common = pl.col("everywhere").any().over(*line)
+    return table.with_columns(everywhere=everywhere).with_columns(
+        mean=pl.when(common).then(mean.exp() if log else mean).otherwise("value"),
+        line=pl.when(common).then(pl.lit("mean")).otherwise(pl.format("seed {}", "seed")),
+    )
 
 
 def with_place(table: pl.DataFrame, column: str, *, log: bool) -> pl.DataFrame:

@@ -33,6 +33,8 @@ class Cell:
     """What it sorts by; None stays last."""
     kind: str
     """Its style class."""
+    hint: str = ""
+    """What it says when pointed at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ COLUMNS = (
 )
 
 
+ID_LETTERS = 8
+"""Letters of a run id that the table shows; the whole id can be filtered by."""
 _NOT_FINITE = {"nan": "Infinity", "inf": "Infinity", "-inf": "-Infinity"}
 """What a page can sort by; nan stands for a loss beyond all others."""
 
@@ -74,6 +78,8 @@ def _cell(column: Column, value: Any) -> Cell:
     kind = "number" if column.number else (str(value) if column.field in ("outcome", "status") else "")
     if value is None:
         return Cell(text="–", key=None, kind=kind)
+    if column.field == "run_id":  # as git shows commits: enough to find the folder
+        return Cell(text=str(value)[:ID_LETTERS], key=str(value), kind="id", hint=str(value))
     if not column.number:
         return Cell(text=str(value), key=str(value), kind=kind)
     return Cell(text=format(value, column.format), key=_NOT_FINITE.get(repr(value), repr(value)), kind=kind)

@@ -7,6 +7,7 @@ chart serves both.
 
 import math
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import altair as alt
@@ -16,6 +17,9 @@ Mode = Literal["light", "dark"]
 Scale = Literal["linear", "log"]
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+"""Fonts of the page, in which the browser that shows a text also measures it."""
+FILE_FONT = "'Liberation Sans', Arial, Helvetica, sans-serif"
+"""Fonts of figures as files: vl-convert measures texts with the first, and the next two have its metrics."""
 COLOURS = {
     "ink": {"light": "#1c2128", "dark": "#e6e9ee"},
     "muted": {"light": "#57606c", "dark": "#a3acb8"},
@@ -50,10 +54,14 @@ PANEL = {"width": 250, "height": 210}
 """Pixels of one panel in a static figure; the page fits the width to the window."""
 COLUMNS = 3
 """Panels side by side in a static figure; more wrap."""
+SHOWN_ARMS = "shown_arms"
+"""Parameter of a chart whose panels have several arms: those that it shows. The page sets it."""
 SPACING = {"column": 92, "row": 84}
 """Pixels between the plots of panels: room for the axis of one and the labels of level lines of the other."""
 LEGEND_ROOM = 760
 """Pixels that the entries of a legend have in a static figure; the page sets what it has."""
+FLATTEST = 1.5
+"""Ratio of the ends of a log axis that it has at least, so that equal values do not look different."""
 DIGITS = 5
 """Significant digits of a number in the page: more than a chart can show."""
 
@@ -98,13 +106,26 @@ def config(mode: Mode) -> dict[str, Any]:
     }
 
 
+def file_config(mode: Mode) -> dict[str, Any]:
+    """The same for a figure as a file, which is seen in fonts that its writer cannot measure.
+
+    Titles stand above the entries of a legend, where a wider font than the one measured cannot run into them.
+    """
+    in_page = config(mode)
+    return in_page | {"font": FILE_FONT, "legend": in_page["legend"] | {"titleOrient": "top", "columnPadding": 20}}
+
+
 def chart_data(frame: pl.DataFrame) -> alt.InlineData:
     """A table as chart data: numbers at `DIGITS` significant digits, non-finite ones as text so that none is lost.
 
     A tuple, because Altair copies lists, every row of them, whenever charts are put together.
     """
-    rows = tuple({key: short(value) for key, value in row.items()} for row in frame.iter_rows(named=True))
-    return alt.InlineData(values=rows)
+    return alt.InlineData(values=chart_rows(frame))
+
+
+def chart_rows(frame: pl.DataFrame) -> tuple[dict[str, Any], ...]:
+    """The rows of a table as `chart_data` has them."""
+    return tuple({key: short(value) for key, value in row.items()} for row in frame.iter_rows(named=True))
 
 
 def short(value: Any) -> Any:
@@ -138,28 +159,52 @@ def step_axis(steps: Iterable[int]) -> alt.X:
     return alt.X("step:Q", title="step", scale=scale, axis=alt.Axis(tickCount=6, grid=False))
 
 
-def value_axis(title: str, values: Iterable[float], scale: Scale = "linear") -> alt.Y:
-    """The vertical axis of the column `value`, wide enough for the values given."""
+def value_axis(title: str, values: Iterable[float], scale: Scale = "linear", *, from_zero: bool = False) -> alt.Y:
+    """The vertical axis of the column `value`, wide enough for the values given.
+
+    With `from_zero` a linear axis starts at exactly 0: for what cannot be negative.
+    """
     span = _span(values)
     if scale == "log":
+        span = _not_too_flat(*span)
         axis = alt.Axis(values=log_ticks(*span), labelExpr=_SHORT_POWER)
         return alt.Y("value:Q", title=title, scale=_log_scale(span), axis=axis)
-    return alt.Y("value:Q", title=title, scale=alt.Scale(domain=span, padding=14), axis=alt.Axis(tickCount=6))
+    ticks = alt.Axis(tickCount=6)
+    if from_zero:
+        top = alt.Scale(domain=[0.0, span[1] or 1.0], nice=True)
+        return alt.Y("value:Q", title=title, scale=top, axis=ticks)
+    return alt.Y("value:Q", title=title, scale=alt.Scale(domain=span, padding=14), axis=ticks)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten over the range, and round numbers between them where it spans less than two.
+    """Round numbers that cover the range, three of them or more inside it: powers of ten where that is enough.
 
     >>> log_ticks(3.0, 2e5)
     [1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0, 1000000.0]
     >>> log_ticks(0.4, 10.0)
     [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
+    >>> log_ticks(1.1, 1.4)
+    [1.1, 1.2, 1.3, 1.4]
     """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    decades = math.log10(high / low)
-    parts = (1, 1.5, 2, 3, 4, 6, 8) if decades < 0.8 else (1, 2, 5) if decades < 2 else (1,)
-    ticks = [float(f"{part}e{power}") for power in range(first, last) for part in parts]
-    return [*ticks, 10.0**last]
+    for parts in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8)):
+        ticks = [float(f"{part}e{power}") for power in range(first, last) for part in parts] + [float(f"1e{last}")]
+        if sum(low <= tick <= high for tick in ticks) >= 3:
+            return ticks
+    return _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """Multiples of the coarsest 1, 2 or 5 times a power of ten of which three lie inside the range."""
+    power = math.floor(math.log10(high - low))
+    while True:
+        for part in (5, 2, 1):
+            step = Fraction(part) * Fraction(10) ** power
+            first, last = math.floor(Fraction(low) / step), math.ceil(Fraction(high) / step)
+            ticks = [float(count * step) for count in range(first, last + 1)]
+            if sum(low <= tick <= high for tick in ticks) >= 3:
+                return ticks
+        power -= 1
 
 
 def by_size(runs: pl.DataFrame) -> alt.Stroke:
@@ -185,15 +230,16 @@ def by_outcome(runs: pl.DataFrame) -> tuple[alt.Shape, alt.Fill]:
     names = [name for name in MARKS if name in usual or name in seen]
     shapes = alt.Scale(domain=names, range=[MARKS[name][0] for name in names])
     fills = alt.Scale(domain=names, range=[MARKS[name][1] for name in names])
-    legend = alt.Legend(title="Outcome", columns=_columns(names))
+    paper = alt.ExprRef("paper")  # said here too: a legend cannot read an expression from the condition of a mark
+    legend = alt.Legend(title="Outcome", columns=_columns(names), symbolStrokeColor=paper)
     return alt.Shape("mark:N", scale=shapes, legend=legend), alt.Fill("mark:N", scale=fills, legend=legend)
 
 
 def by_arm(arms: Sequence[str]) -> tuple[alt.Color, alt.Shape]:
-    """Colour and shape of an arm."""
+    """Colour and shape of an arm; the legend has those in the parameter `SHOWN_ARMS`, which the chart must define."""
     colours = [ARM_COLOURS[i % len(ARM_COLOURS)] for i in range(len(arms))]
     shapes = [ARM_SHAPES[i % len(ARM_SHAPES)] for i in range(len(arms))]
-    legend = alt.Legend(title="Arm", columns=_columns(arms))
+    legend = alt.Legend(title="Arm", columns=_columns(arms), values=alt.ExprRef(SHOWN_ARMS))
     return (
         alt.Color("arm:N", scale=alt.Scale(domain=list(arms), range=colours), legend=legend),
         alt.Shape("arm:N", scale=alt.Scale(domain=list(arms), range=shapes), legend=legend),
@@ -218,6 +264,12 @@ def _span(values: Iterable[float]) -> list[float]:
     """The range of the values: given outright, so that a panel without any of them has the axis of the others."""
     present = list(values)
     return [min(present), max(present)]
+
+
+def _not_too_flat(low: float, high: float) -> list[float]:
+    """The range of a log axis, widened evenly to `FLATTEST`."""
+    wider = max(1.0, math.sqrt(FLATTEST * low / high))
+    return [low / wider, high * wider]
 
 
 def _log_scale(values: Iterable[float]) -> alt.Scale:

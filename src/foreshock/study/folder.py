@@ -7,11 +7,12 @@
 Runs accumulate: asking for another grid in the same folder adds its runs, and study.json says what was asked last.
 """
 
+import errno
 import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,12 @@ from foreshock.core import files, plugins
 from foreshock.core.config import flatten, from_json, to_json
 from foreshock.core.errors import RunFolderError, UserError
 from foreshock.core.run_config import RecordConfig, RunConfig, bits_of
-from foreshock.core.run_folder import FINISHED, RunFolder
+from foreshock.core.run_folder import FINISHED, RunFolder, Status
 from foreshock.study.grid import Study, check_study_format, study_to_json
 from foreshock.study.launchers.base import RunSpec
+
+State = Status | Literal["held", "ready"]
+"""How a run stands: finished, as its status says; held by a worker, anyone's; or ready to be done."""
 
 PROBE_BYTES = 1 << 20
 """What must fit on the disk of the output folder before anything starts."""
@@ -71,49 +75,55 @@ class StudyFolder:
         with self._lock():
             files.write_json(self.path / "study.json", study_to_json(study, [run.run_id for run in runs]))
 
-    def state(self, run: Run) -> Literal["finished", "held", "ready"]:
-        """Where a run stands; finishes a swap that a kill cut short."""
+    def state(self, run: Run) -> State:
+        """Where a run stands, after a finished rerun, anyone's, was put in the place of the run it replaces."""
         main, rerun = self._main(run), self._rerun(run)
-        if is_held(main.path) or is_held(rerun.path):
-            return "held"
-        self.swap(run)
-        return "finished" if self.answers(run) else "ready"
+        with self._lock():
+            self._swap(run)
+            finished = self.answers(run)
+            if is_held(main) or (not finished and is_held(rerun)):
+                return "held"
+            return main.status()["status"] if finished else "ready"
 
     def answers(self, run: Run) -> bool:
         """Whether a finished run here covers what is asked; touches nothing."""
         main = self._main(run)
         return main.status()["status"] in FINISHED and covers(_record(main), run.config.record)
 
-    def status(self, run: Run) -> str:
-        """The status of a run, as recorded."""
-        return str(self._main(run).status()["status"])
-
-    def claimable(self, run: Run) -> RunSpec:
-        """The folder in which a run that is ready is to be done: its own, or a sibling if more is to be recorded."""
+    def again(self, run: Run) -> RecordConfig | None:
+        """What a run that stands here will record when it is made again; None if it need not be. Touches nothing."""
         main, rerun = self._main(run), self._rerun(run)
-        with self._lock():
-            chosen, record = main, run.config.record
-            if (main.path / "config.json").exists() and not covers(_record(main), record):
-                chosen, record = rerun, union(_record(main), record)
-                if (rerun.path / "config.json").exists() and not covers(_record(rerun), record):
-                    shutil.rmtree(rerun.path)
-            _create(chosen, run, record)
-        return RunSpec(run_id=run.run_id, folder=chosen.path)
+        if not main.exists() or covers(_record(main), run.config.record):
+            return None
+        return union(_record(rerun if rerun.exists() else main), run.config.record)
 
-    def swap(self, run: Run) -> None:
-        """Put a finished rerun in the place of the run it replaces; may be killed at any point and called again."""
-        main, rerun, old = self._main(run).path, self._rerun(run).path, self.path / ".old" / run.run_id
-        if not rerun.exists() and not old.exists():
-            return
+    def claimable(self, run: Run) -> RunSpec | None:
+        """The folder in which a run that is ready is to be done: its own, or a sibling if more is to be recorded.
+
+        None if a worker of another study has taken it up since it was ready.
+        """
         with self._lock():
-            if RunFolder(rerun).status()["status"] in FINISHED and not is_held(rerun) and not is_held(main):
-                if main.exists():
+            record = self.again(run)
+            folder = self._main(run) if record is None else self._rerun(run)
+            _create(folder, run, record or run.config.record)
+            if record and not covers(_record(folder), record) and not _widen(folder, run, record):
+                return None
+        return RunSpec(run_id=run.run_id, folder=folder.path)
+
+    def _swap(self, run: Run) -> None:
+        """Put a finished rerun in the place of the run it replaces; may be killed at any point and called again."""
+        main, rerun, old = self._main(run), self._rerun(run), self.path / ".old" / run.run_id
+        with suppress(Timeout), ExitStack() as stack:  # a worker that is still there, or just starting
+            if rerun.status()["status"] in FINISHED:
+                stack.enter_context(rerun.hold())
+                if main.path.exists():
+                    stack.enter_context(main.hold())
                     shutil.rmtree(old, ignore_errors=True)
                     old.parent.mkdir(exist_ok=True)
-                    main.rename(old)
-                rerun.rename(main)
-            if main.exists():
-                shutil.rmtree(old, ignore_errors=True)
+                    main.path.rename(old)
+                rerun.path.rename(main.path)
+        if main.path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
     def wall_times(self) -> Iterator[tuple[RunConfig, float]]:
         """Config and wall seconds of every run that was completed here."""
@@ -125,7 +135,7 @@ class StudyFolder:
 
     def _run_folders(self) -> list[RunFolder]:
         found = sorted(self.runs.iterdir()) if self.runs.is_dir() else []
-        return [RunFolder(path) for path in found if (path / "config.json").exists()]
+        return [folder for folder in map(RunFolder, found) if folder.exists()]
 
     def _main(self, run: Run) -> RunFolder:
         return RunFolder(self.runs / run.run_id)
@@ -153,7 +163,7 @@ class SingleFolder:
         check_writable(self.path)
         if (self.path / "study.json").exists() or (self.path / "runs").is_dir():
             raise RunFolderError(f"{self.path} is the folder of a study; choose another --out for the run")
-        if (self.path / "config.json").exists():
+        if self.folder.exists():
             self.folder.config()
 
     def check_same(self, run: Run) -> None:
@@ -162,7 +172,7 @@ class SingleFolder:
         Raises:
             RunFolderError: config, tokens, code or record are others than those of the run in the folder.
         """
-        if not (self.path / "config.json").exists():
+        if not self.folder.exists():
             return
         found = from_json(RunConfig, self.folder.config())
         differences = differing_fields(bits_of(found), bits_of(run.config))
@@ -181,25 +191,23 @@ class SingleFolder:
     def open(self, study: Study, runs: Sequence[Run]) -> None:
         """Nothing is written but the run folder."""
 
-    def state(self, run: Run) -> Literal["finished", "held", "ready"]:
+    def state(self, run: Run) -> State:
         """Where the run stands."""
-        return "held" if is_held(self.path) else "finished" if self.answers(run) else "ready"
+        if is_held(self.folder):
+            return "held"
+        return self.folder.status()["status"] if self.answers(run) else "ready"
 
     def answers(self, run: Run) -> bool:
         """Whether the run is finished."""
-        return self.status(run) in FINISHED
+        return self.folder.status()["status"] in FINISHED
 
-    def status(self, run: Run) -> str:
-        """The status of the run, as recorded."""
-        return str(self.folder.status()["status"])
+    def again(self, run: Run) -> RecordConfig | None:
+        """Nothing is ever made again."""
 
     def claimable(self, run: Run) -> RunSpec:
         """The folder, made if it is not there."""
         _create(self.folder, run, run.config.record)
         return RunSpec(run_id=run.run_id, folder=self.path)
-
-    def swap(self, run: Run) -> None:
-        """Nothing is ever swapped."""
 
     def wall_times(self) -> Iterator[tuple[RunConfig, float]]:
         """Nothing is known."""
@@ -211,22 +219,24 @@ def check_writable(path: Path) -> None:
     ancestor = path.absolute()
     while not ancestor.exists() and ancestor != ancestor.parent:
         ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise RunFolderError(f"cannot write to --out {path}: {ancestor} is not a folder; choose another --out")
     try:
         with tempfile.TemporaryFile(dir=ancestor) as probe:
             probe.write(bytes(PROBE_BYTES))
             probe.flush()
     except OSError as error:
-        raise RunFolderError(
-            f"cannot write to --out {path}: {error.strerror}; free space or choose another folder"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free space or choose another --out" if full else "choose another --out, or mend its permissions"
+        raise RunFolderError(f"cannot write to --out {path}: {error.strerror}; {fix}") from error
 
 
-def is_held(folder: Path) -> bool:
+def is_held(folder: RunFolder) -> bool:
     """Whether a worker, anyone's, is at work in a run folder."""
-    if not (folder / "lock").exists():
+    if not (folder.path / "lock").exists():
         return False
     try:
-        with RunFolder(folder).lock().acquire(blocking=False):
+        with folder.hold():
             return False
     except Timeout:
         return True
@@ -262,6 +272,18 @@ def _create(folder: RunFolder, run: Run, record: RecordConfig) -> None:
     folder.create(to_json(replace(run.config, record=record)))
     if not folder.manifest():
         folder.write_manifest({"run_id": run.run_id, "data": run.data})
+
+
+def _widen(folder: RunFolder, run: Run, record: RecordConfig) -> bool:
+    """Let a rerun begin anew with a wider record; False if a worker is at it or has finished it."""
+    try:
+        with folder.hold():
+            if folder.status()["status"] in FINISHED:
+                return False
+            folder.begin_anew(to_json(replace(run.config, record=record)))
+            return True
+    except Timeout:
+        return False
 
 
 def _record(folder: RunFolder) -> RecordConfig:

@@ -39,7 +39,7 @@ class Size:
         Size(width=64, depth=3, heads=4)
 
         Raises:
-            ConfigError: not of this form, or the width is no multiple of the head dimension.
+            ConfigError: not of this form, or the width is no multiple of the head dimension or of the heads.
         """
         match = re.fullmatch(r"(\d+)x(\d+)(?:x(\d+))?", text.strip())
         if match is None:
@@ -53,6 +53,12 @@ class Size:
             raise ConfigError(
                 f"sizes: model.width={width} is not a multiple of the head dimension {HEAD_DIMENSION}; "
                 f"choose another width, or give model.heads as in {width}x{depth}xHEADS"
+            )
+        if heads == 0 or width % heads:
+            fits = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and width // n % 2 == 0)
+            raise ConfigError(
+                f"sizes: model.width={width} is not a multiple of model.heads={heads}; "
+                f"choose another width, or heads among {fits or 'those of an even width'}"
             )
         return cls(width=width, depth=depth, heads=heads)
 

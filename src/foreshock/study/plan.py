@@ -1,6 +1,6 @@
 """What a study will do, worked out and checked before anything is touched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,16 @@ def make_plan(
     folder = StudyFolder(Path(out))
     folder.check()
     slots = machine.check_workers(workers, study.base.runtime)
-    base = resolve(study.base)
-    data_of = _prepare_all(configs, data_progress)
-    runs = tuple(_run(config, data_of(config), base) for config in configs)
-    missing = [run.config for run in runs if not folder.answers(run)]
-    return Plan(
-        study=study,
-        folder=folder,
-        workers=slots,
-        runs=runs,
-        finished=len(runs) - len(missing),
-        expected=estimate(missing, slots, measure(folder.wall_times())),
-    )
+    return _planned(study, folder, slots, configs, data_progress)
+
+
+def plan_further(plan: Plan, configs: Sequence[RunConfig]) -> Plan:
+    """The plan of further runs, resolved, of a study that was planned before, in its folder.
+
+    Raises:
+        UserError: the data of a run would not work.
+    """
+    return _planned(plan.study, plan.folder, plan.workers, configs, None)
 
 
 def plan_single(config: RunConfig, out: Path | str, data_progress: DataProgress | None = None) -> Plan:
@@ -90,6 +88,28 @@ def plan_single(config: RunConfig, out: Path | str, data_progress: DataProgress 
     )
 
 
+def _planned(
+    study: Study,
+    folder: StudyFolder | SingleFolder,
+    workers: int,
+    configs: Sequence[RunConfig],
+    data_progress: DataProgress | None,
+) -> Plan:
+    """The plan of runs whose configs, machine and folder were checked."""
+    base = resolve(study.base)
+    data_of = _prepare_all(configs, data_progress)
+    runs = tuple(_run(config, data_of(config), base) for config in configs)
+    missing = [run.config for run in runs if not folder.answers(run)]
+    return Plan(
+        study=study,
+        folder=folder,
+        workers=workers,
+        runs=runs,
+        finished=len(runs) - len(missing),
+        expected=estimate(missing, workers, measure(folder.wall_times() if missing else ())),
+    )
+
+
 def check_machine(configs: list[RunConfig]) -> None:
     """Raise a ConfigError if a config names an unknown task, or this machine cannot run it."""
     machine.check_torch()
@@ -110,7 +130,7 @@ def _run(config: RunConfig, data: dict[str, Any], base: RunConfig) -> Run:
     return Run(run_id=run_id(config, data["hash"]), config=config, label=label_of(config, base), data=data)
 
 
-def _prepare_all(configs: list[RunConfig], progress: DataProgress | None) -> Callable[[RunConfig], dict[str, Any]]:
+def _prepare_all(configs: Sequence[RunConfig], progress: DataProgress | None) -> Callable[[RunConfig], dict[str, Any]]:
     """Prepare the tokens of every run, each corpus once; gives the manifest of a run's tokens, with their hash."""
 
     def key(config: RunConfig) -> str:

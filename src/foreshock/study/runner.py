@@ -4,7 +4,6 @@ Killed at any moment, the same call resumes: what is finished stays, what was be
 studies may work in one folder: a run whose lock another worker holds is left to it and looked at again later.
 """
 
-import json
 import signal
 import time
 from collections import Counter
@@ -15,12 +14,11 @@ from pathlib import Path
 
 from foreshock.core import files
 from foreshock.core.run_folder import FINISHED, RunFolder
-from foreshock.study import machine
 from foreshock.study.estimate import expected_seconds, measure
-from foreshock.study.folder import Run, is_held
+from foreshock.study.folder import Run
 from foreshock.study.interrupts import Interrupts
 from foreshock.study.launchers.base import Handle, Launcher
-from foreshock.study.launchers.local import LOG, LocalLauncher
+from foreshock.study.launchers.local import LOG, on_this_machine
 from foreshock.study.plan import Plan
 from foreshock.tasks.worker import HELD_ELSEWHERE
 
@@ -34,8 +32,6 @@ PRIOR = 5.0
 """Seconds at the expected speed that the first ETA counts as if they had been measured."""
 LOG_TAIL = 15
 """Lines of a failed run's log that are shown."""
-METRICS_TAIL = 1 << 17
-"""Bytes at the end of metrics.jsonl that are searched for the latest loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +109,7 @@ def run_plan(
     """Run what is planned; returns when every run has ended or the study was stopped."""
     with ExitStack() as stack:
         if launcher is None:
-            devices = machine.cuda_devices() if plan.study.base.runtime.device == "cuda" else ()
-            launcher = stack.enter_context(LocalLauncher(plan.workers, devices=devices))
+            launcher = stack.enter_context(on_this_machine(plan.workers, plan.study.base.runtime))
         plan.folder.open(plan.study, plan.runs)
         interrupts = stack.enter_context(Interrupts())
         return _Schedule(plan, launcher, on_progress).run(interrupts)
@@ -184,23 +179,35 @@ class _Schedule:
             run = next((run for run in self.pending if self.look_again.get(run.run_id, 0.0) <= now), None)
             if run is None:
                 return
-            state = self.plan.folder.state(run)
-            if state == "held":
-                self.look_again[run.run_id] = now + RECHECK
-                continue
             self.pending.remove(run)
             self.look_again.pop(run.run_id, None)
-            if state == "finished":
-                self.end(run, self.plan.folder.status(run))
+            state = self.plan.folder.state(run)
+            if state in FINISHED:
+                self.end(run, state)
+            elif state == "held":
+                self.wait(run)
             else:
                 self.start(run)
 
     def start(self, run: Run) -> None:
-        """Give a run to the launcher."""
+        """Give a run to the launcher, unless another study has just taken it up."""
         spec = self.plan.folder.claimable(run)
+        if spec is None:
+            return self.wait(run)
         folder = RunFolder(spec.folder)
         done_before = float(folder.status().get("step", 0)) / run.config.train.steps
-        self.active.append(_Active(run=run, folder=folder, handle=self.launcher.submit(spec), done_before=done_before))
+        try:
+            handle = self.launcher.submit(spec)
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            return self.wait(run)
+        self.active.append(_Active(run=run, folder=folder, handle=handle, done_before=done_before))
+
+    def wait(self, run: Run) -> None:
+        """Look again later at a run that is in the hands of another study."""
+        self.pending.append(run)
+        self.look_again[run.run_id] = time.monotonic() + RECHECK
 
     def collect(self) -> None:
         """Take note of the workers that have ended."""
@@ -211,22 +218,20 @@ class _Schedule:
                 self.settle(active, code)
 
     def settle(self, active: _Active, code: int) -> None:
-        """Decide what the end of a worker means for its run."""
+        """Decide what the end of a worker means for its run, which other studies may have finished, moved or begun."""
         run = active.run
-        held = code == HELD_ELSEWHERE or (code != 0 and is_held(active.folder.path))
-        # Read after looking at the lock: a worker that outlived its server may have finished just now.
+        state = self.plan.folder.state(run)
         status = str(active.folder.status()["status"])
-        if held:
-            self.pending.append(run)
-            self.look_again[run.run_id] = time.monotonic() + RECHECK
-        elif status in FINISHED:
-            self.plan.folder.swap(run)
+        elsewhere = state == "held" or code == HELD_ELSEWHERE or not active.folder.exists()
+        if state in FINISHED:
             self.worked += self.cost[run.run_id] * (1 - active.done_before)
-            self.end(run, status)
+            self.end(run, state)
+        elif elsewhere or status in FINISHED:  # finished with a record that covers another request, not this one
+            self.wait(run)
         else:
             failure = explain(active, code)
             if code < 0 or status not in ("interrupted", "failed"):
-                mark_failed(active.folder, failure.reason)
+                active.folder.mark_failed(failure.reason)
             self.failures.append(failure)
             self.end(run, "interrupted" if status == "interrupted" else "failed")
 
@@ -237,10 +242,8 @@ class _Schedule:
         while any(active.handle.poll() is None for active in self.active):
             time.sleep(TICK)
         for active in self.active:
-            status = str(active.folder.status()["status"])
-            if status in FINISHED:
-                self.plan.folder.swap(active.run)
-            self.end(active.run, status if status in FINISHED else "interrupted")
+            state = self.plan.folder.state(active.run)
+            self.end(active.run, state if state in FINISHED else "interrupted")
         self.active.clear()
 
     def end(self, run: Run, status: str) -> None:
@@ -276,16 +279,7 @@ class _Schedule:
 
 def latest_loss(folder: Path) -> float | None:
     """The latest training loss that a run has logged."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - METRICS_TAIL))
-        lines = file.read().split(b"\n")
-    for line in reversed(lines[:-1]):
-        if b'"loss/train"' in line and line.startswith(b"{"):
-            return files.number(json.loads(line)["loss/train"])
-    return None
+    return files.latest(folder / "metrics.jsonl", "loss/train")
 
 
 def explain(active: _Active, code: int) -> Failure:
@@ -298,10 +292,3 @@ def explain(active: _Active, code: int) -> Failure:
         reason = f"the worker was killed by {signal.Signals(-code).name}{hint}"
     tail = "\n".join(lines[-LOG_TAIL:])
     return Failure(run_id=active.run.run_id, label=active.run.label, reason=reason, log_tail=tail)
-
-
-def mark_failed(folder: RunFolder, reason: str) -> None:
-    """Write the status that a killed worker could not write itself."""
-    stamped = ("status", "pid", "host", "heartbeat", "error")
-    kept = {key: value for key, value in folder.status().items() if key not in stamped}
-    folder.write_status("failed", error=reason, **kept)

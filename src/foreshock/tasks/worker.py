@@ -1,6 +1,7 @@
 """The worker: one run in this process, under the folder's lock for the run's life.
 
-Exit codes: 0 finished (done or diverged), 1 failed, 2 bad input, 3 another worker holds the run, 4 interrupted.
+Exit codes: 0 finished (done or diverged), 1 failed, 2 bad input, 3 another worker holds the run or it was
+moved away, 4 interrupted.
 """
 
 import importlib
@@ -23,7 +24,7 @@ def main(path: str) -> int:
     folder = RunFolder(Path(path))
     stop = stop_on_sigterm()
     try:
-        with folder.lock().acquire(blocking=False):
+        with folder.hold():
             return run_locked(folder, stop)
     except Timeout:
         return HELD_ELSEWHERE

@@ -7,8 +7,9 @@ import polars as pl
 
 from foreshock.report import theme
 from foreshock.report.charts.mechanisms import largest_module
-from foreshock.report.charts.panels import arms_of, side_by_side
+from foreshock.report.charts.panels import RUN_FACTS, arms_of, fields_of
 from foreshock.report.prepare import with_place
+from foreshock.report.spec import ARM_PANELS, Spec, layers_of, put, side_by_side
 
 MAX_POINTS = 5000
 """Points of one quantity above which curves are thinned."""
@@ -47,28 +48,28 @@ SHOWN_SIZE = "datum.size === shown_size"
 """Whether a run is of the size chosen."""
 
 
-def training_curves(runs: pl.DataFrame, metrics: pl.LazyFrame) -> alt.VConcatChart | None:
+def training_curves(runs: pl.DataFrame, metrics: pl.LazyFrame) -> Spec | None:
     """Loss, max attention logit and gradient norm over steps, for one size at a time; None if nothing was logged."""
     tables = {row: curves(metrics, row) for row in ROWS}
-    rows = [_row_of_panels(runs, table, row) for row, table in tables.items() if not table.is_empty()]
+    datasets: Spec = {}
+    rows = [_row_of_panels(runs, table, row, datasets) for row, table in tables.items() if not table.is_empty()]
     if not rows:
         return None
     sizes = runs.sort("params")["size"].unique(maintain_order=True).to_list()
-    menu = alt.binding_select(options=sizes, name="Size ")
-    chart = alt.vconcat(*rows, spacing=24)
-    lines, points = ([panel.layer[i].name for row in rows for panel in row.concat] for i in (0, 1))
-    chart.params = [
-        alt.VariableParameter(name="shown_size", value=sizes[-1], bind=menu),
+    menu = {"input": "select", "options": sizes, "name": "Size "}
+    lines, points = ([panel["layer"][i]["name"] for row in rows for panel in row["concat"]] for i in (0, 1))
+    params = [
+        {"name": "shown_size", "value": sizes[-1], "bind": menu},
         _taken_part_in_by(points, POINTED),
         _taken_part_in_by(lines, PICKED),  # a legend can be clicked where its own layer takes part
     ]
-    return chart
+    return {"vconcat": rows, "spacing": 24, "params": params, "datasets": datasets, "usermeta": ARM_PANELS}
 
 
-def _taken_part_in_by(views: list[str], selection: alt.Parameter) -> alt.TopLevelSelectionParameter:
-    """The selection over several panels; adding it to each of them makes Altair warn of a duplicate."""
+def _taken_part_in_by(views: list[str], selection: alt.Parameter) -> Spec:
+    """The selection over several panels."""
     assert isinstance(selection.param, alt.SelectionParameter)
-    return alt.TopLevelSelectionParameter(**selection.param.to_dict(), views=views)
+    return {**selection.param.to_dict(), "views": views}
 
 
 def curves(metrics: pl.LazyFrame, row: Row) -> pl.DataFrame:
@@ -97,22 +98,46 @@ def thinned(table: pl.DataFrame, limit: int) -> pl.DataFrame:
     return table.filter(edge | (pl.int_range(pl.len()) == pl.col("value").arg_max()).over("run_id", stretch))
 
 
-def _row_of_panels(runs: pl.DataFrame, table: pl.DataFrame, row: Row) -> alt.ConcatChart:
+def _row_of_panels(runs: pl.DataFrame, table: pl.DataFrame, row: Row, datasets: Spec) -> Spec:
     """One panel per arm of one quantity over steps."""
-    facts = runs.select("run_id", "arm", "size", "lr", "seed", "mark", "loss_final")
-    lookup = alt.LookupData(theme.chart_data(facts), "run_id", [name for name in facts.columns if name != "run_id"])
-    every_run = _layers(runs, table, row).properties(data=theme.chart_data(table), **theme.PANEL)
+    layers = _layers(runs, table, row)
+    sizes = runs["size"].unique()
     panels = []
     for index, arm in enumerate(arms_of(runs)):
-        panel = every_run.transform_lookup("run_id", lookup).transform_filter(alt.datum.arm == arm)
-        panel = panel.transform_filter(SHOWN_SIZE)
-        for layer, name in zip(panel.layer, ("lines", "points"), strict=True):
-            layer.name = f"{row.key.replace('/', '_')}_{index}_{name}"
-        panels.append(panel.properties(title=arm))
+        name = f"{row.key.replace('/', '_')}_{index}"
+        here = runs.filter(arm=arm)
+        facts = {"data": put(datasets, here.select(_FACTS)), "key": "run_id", "fields": _FACTS[1:]}
+        logged = put(datasets, table.join(here, on="run_id", how="semi", maintain_order="left"))
+        named = [layer | {"name": f"{name}_{part}"} for layer, part in zip(layers, _PARTS, strict=True)]
+        missing = sizes.filter(~sizes.is_in(here["size"].implode())).sort().to_frame()
+        note = [_NO_RUN | {"data": put(datasets, missing)}] if missing.height else []
+        panels.append(
+            {
+                "title": arm,
+                "data": logged,
+                "transform": [{"lookup": "run_id", "from": facts}, {"filter": SHOWN_SIZE}],
+                "layer": named + note,
+                **theme.PANEL,
+            }
+        )
     return side_by_side(panels)
 
 
-def _layers(runs: pl.DataFrame, table: pl.DataFrame, row: Row) -> alt.LayerChart:
+_PARTS = ("lines", "points")
+_NO_RUN = {
+    "mark": {
+        "type": "text",
+        "text": "no run of this size",
+        "color": {"expr": "muted"},
+        "x": {"expr": "width / 2"},
+        "y": {"expr": "height / 2"},
+    },
+    "transform": [{"filter": SHOWN_SIZE}],
+}
+"""What stands in the panel of an arm that lacks the size chosen."""
+
+
+def _layers(runs: pl.DataFrame, table: pl.DataFrame, row: Row) -> list[Spec]:
     """A line a run, and points to point at: unseen, but for the one where a run stopped being finite."""
     x, y = theme.step_axis(table["step"]), theme.value_axis(row.axis, table["value"], row.scale)
     base = alt.Chart().encode(x=x, y=y)
@@ -125,18 +150,13 @@ def _layers(runs: pl.DataFrame, table: pl.DataFrame, row: Row) -> alt.LayerChart
         size=lost.then(alt.value(130)).otherwise(alt.value(REACH)),
         tooltip=[alt.Tooltip("value:Q", title=row.axis), *TOOLTIP],
     )
-    both: alt.LayerChart = lines.transform_filter(~alt.datum.lost) + points
-    return both
+    return layers_of(lines.transform_filter(~alt.datum.lost), points)
 
 
 TOOLTIP = (
     alt.Tooltip("step:Q", title="step", format=",d"),
-    alt.Tooltip("arm:N", title="arm"),
-    alt.Tooltip("size:N", title="width × depth (N)"),
-    alt.Tooltip("lr:Q", title="peak LR", format="~g"),
-    alt.Tooltip("seed:Q", title="seed"),
-    alt.Tooltip("mark:N", title="outcome"),
-    alt.Tooltip("loss_final:N", title="held-out loss, nats/token"),
+    *RUN_FACTS,
     alt.Tooltip("run_id:N", title="run"),
 )
 """What a point of a curve says when pointed at."""
+_FACTS = ["run_id", *fields_of(RUN_FACTS)]

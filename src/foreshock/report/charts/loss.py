@@ -2,23 +2,27 @@
 
 from dataclasses import replace
 
-import altair as alt
 import polars as pl
 
 from foreshock.report import theme
 from foreshock.report.charts.panels import Level, run_panels
 from foreshock.report.prepare import drawn, geometric_mean
+from foreshock.report.spec import Spec
+
+CAPPED = pl.col("loss_final") > pl.col("loss_capped")
+"""Whether a loss is higher than where its mark stands."""
 
 
-def loss_vs_lr(runs: pl.DataFrame) -> alt.ConcatChart | None:
+def loss_vs_lr(runs: pl.DataFrame) -> Spec | None:
     """Final held-out loss against peak LR: one panel per arm, one line per size; None without a finished run.
 
-    A loss that is not finite stands at the loss at initialisation, whose line is drawn only then, since it lies far
-    above the rest.
+    A loss above that at initialisation stands at it, with an arrow over its mark, and so does one that is not finite.
+    The line of the loss at initialisation is drawn only then, since it lies far above the rest.
     """
     placed = drawn(runs, "loss_capped")
     if placed.is_empty():
         return None
+    placed = placed.with_columns(capped=(pl.col("loss_final").is_finite() & CAPPED).fill_null(False))
     heights = [*placed["value"], *placed["bigram_loss"].drop_nulls()]
     x, y = theme.lr_axis(placed["lr"]), theme.value_axis("held-out loss (nats per token)", heights)
     return run_panels(placed, x, y, theme.by_size(placed), _levels, height=270)
@@ -30,7 +34,7 @@ def _levels(runs: pl.DataFrame) -> list[Level]:
     bigram = runs["bigram_loss"].mean()
     if isinstance(bigram, float):
         levels.append(_clear_of(runs, Level(value=bigram, label=f"bigram {bigram:.2f}")))
-    initial = runs.filter(mark="not finite")["loss_init"].mean()
+    initial = runs.filter((pl.col("mark") == "not finite") | pl.col("capped"))["loss_init"].mean()
     if isinstance(initial, float):
         middle = geometric_mean(runs["lr"].unique())
         levels.append(Level(value=initial, label=f"loss at initialisation {initial:.2f}", at=middle))

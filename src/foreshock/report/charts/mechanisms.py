@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import altair as alt
 import polars as pl
 
 from foreshock.report import theme
 from foreshock.report.charts.panels import run_panels
 from foreshock.report.prepare import drawn
+from foreshock.report.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ NORMS = (
 )
 
 
-def quantity_vs_lr(runs: pl.DataFrame, metrics: pl.LazyFrame, quantity: Quantity) -> alt.ConcatChart | None:
+def quantity_vs_lr(runs: pl.DataFrame, metrics: pl.LazyFrame, quantity: Quantity) -> Spec | None:
     """One logged quantity against peak LR: one panel per arm, one line per size; None if it was not logged."""
     over_steps = pl.col("value").last() if quantity.over_steps == "last" else pl.col("value").median()
     one_a_run = largest_module(metrics, quantity.key).group_by("run_id").agg(over_steps.alias("logged"))

@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from foreshock.core.run_config import RuntimeConfig
+from foreshock.study import machine
 from foreshock.study.launchers.base import Handle, RunSpec
 
 WORKER = "foreshock.tasks.worker"
@@ -79,6 +81,11 @@ class LocalLauncher:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def on_this_machine(slots: int, runtime: RuntimeConfig) -> LocalLauncher:
+    """A launcher for runs that compute as `runtime` says, on the devices there are."""
+    return LocalLauncher(slots, devices=machine.cuda_devices() if runtime.device == "cuda" else ())
 
 
 def worker_environment() -> dict[str, str]:

@@ -48,7 +48,9 @@ class Jsonl(TextSource):
         except ValueError as error:
             raise DataError(f"{where} is not JSON ({error}); give one JSON object a line") from error
         if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
+            texts = [key for key, value in row.items() if isinstance(value, str)] if isinstance(row, dict) else []
             keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"{where} has no text {self.text_field!r}, but {keys}; set text_field")
+            fix = f"name the key of the text: --data jsonl:path={self.path},text_field={[*texts, 'KEY'][0]}"
+            raise DataError(f"{where} has no text {self.text_field!r}, but {keys or 'nothing'}; {fix}")
         text: str = row[self.text_field]
         return text.encode(errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ class Temperature:
     """Multiplier, dimensionless; 1 changes nothing."""
 
     def __post_init__(self) -> None:
-        require(self.beta > 0, "temperature:beta", "must be above 0", self.beta)
+        valid = math.isfinite(self.beta) and self.beta > 0
+        require(valid, "temperature:beta", "must be a finite number above 0", self.beta)
 
     def __call__(self, scores_BHTS: Tensor) -> Tensor:
         """Apply to scaled scores."""

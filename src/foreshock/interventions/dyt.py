@@ -1,0 +1,80 @@
+"""Dynamic tanh: norms replaced by a bounded function of each element."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from foreshock.core.contracts import Edit, Intervention
+from foreshock.core.errors import UserError, require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dyt(Intervention):
+    """Every LayerNorm and RMSNorm becomes `γ · tanh(α x) + β`, α one learned number for each.
+
+    Source: Zhu et al., 2503.10622 sec. 4. γ and β start as scale and shift of the norm that goes, where it is
+    torch's, else at 1 and 0. For language models the authors also multiply the embedding by a learned number that
+    starts at √width, and lower α with the width; neither is done here.
+
+    Norms are `nn.LayerNorm`, `nn.RMSNorm` and classes named after them, such as Llama's, wherever they sit, those on
+    queries and keys included. The parameters `weight` (γ), `bias` (β) and `alpha` are found under the norm's name.
+    No setting is neutral. Conflicts with nothing. Works on any model, before it is compiled; raises a UserError on
+    one without norms. Undoing it brings the norms back, with the scales they had. Cost: cheaper than a norm, as no
+    mean is taken; one number and, without bias before, a vector more for each.
+    """
+
+    alpha: float = 0.5
+    """α at the start, in inverse units of the input."""
+
+    def __post_init__(self) -> None:
+        valid = math.isfinite(self.alpha) and self.alpha > 0
+        require(valid, "dyt:alpha", "must be a finite number above 0", self.alpha)
+
+    def edit_model(self, model: nn.Module) -> Edit:
+        """Put a DynamicTanh in the place of every norm."""
+        places = [
+            (f"{name}.{slot}".lstrip("."), parent, slot, child)
+            for name, parent in model.named_modules()
+            for slot, child in parent._modules.items()  # named_children would skip a norm's second place
+            if child is not None and _is_norm(child)
+        ]
+        if not places:
+            raise UserError(f"dyt finds no LayerNorm or RMSNorm inside {type(model).__name__} to replace")
+        made = {norm: _replacement(name, norm, self.alpha) for name, _, _, norm in places}  # a shared norm stays shared
+        for _, parent, slot, norm in places:
+            parent.register_module(slot, made[norm])
+
+        def undo() -> None:
+            for _, parent, slot, norm in places:
+                parent.register_module(slot, norm)
+
+        return Edit(touched=tuple(name for name, *_ in places), undo=undo)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    from torch import nn
+
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or bool(re.search(r"(Layer|RMS)Norm$", type(module).__name__))
+
+
+def _replacement(name: str, norm: Any, alpha: float) -> nn.Module:
+    """The layer for one norm, where and in which dtype the norm is."""
+    import torch
+    from torch import nn
+
+    from foreshock.interventions._layers import DynamicTanh
+
+    scale, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if scale is None:
+        if not hasattr(norm, "normalized_shape"):
+            raise UserError(f"dyt cannot tell the size of {name!r}: {type(norm).__name__} has no weight")
+        scale = torch.ones(norm.normalized_shape)
+    if not isinstance(norm, nn.LayerNorm | nn.RMSNorm):  # Gemma's scale is 1 + weight: only torch's is known
+        scale, shift = torch.ones_like(scale), None
+    return DynamicTanh(scale, torch.zeros_like(scale) if shift is None else shift, alpha).train(norm.training)

@@ -1,0 +1,116 @@
+"""QK-clip: query and key weights scaled down when attention logits grow too large."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from foreshock.core.contracts import AttentionCall, Context, Edit, Intervention, StepInfo
+from foreshock.core.errors import UserError, require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from foreshock.probes.hooks import Taps
+
+
+@dataclass(frozen=True, kw_only=True)
+class QkClip(Intervention):
+    """After an update, head h's rows of Wq are multiplied by `g^alpha`, those of Wk by `g^(1 - alpha)`.
+
+    `g = min(1, tau / S)` with S the head's largest attention logit over the batch and unmasked pairs, as the step's
+    forward pass saw it (before any score transform). The same inputs then give no logit above tau; heads below tau
+    keep every bit, values and output projections are not touched, and neither are the moments of the optimizer.
+
+    Source: Kimi K2, 2507.20534 sec. 2.1 (tau = 100, alpha = 1/2; with rotary embeddings, which a factor on a head
+    passes through). A head whose largest logit is not finite is left alone: the run has diverged, and shows it. Of
+    several forward passes in one step, as with gradient accumulation, the last counts.
+
+    Neutral at `tau=null`. Conflicts with norms on queries or keys, which undo any factor, and with sigma_reparam,
+    which does so too. Works on models whose attention is foreshock's own; raises a UserError on others. Cost: one
+    more q·kᵀ in fp32 for each layer and step; q and k are kept until the update.
+    """
+
+    conflicts: ClassVar = frozenset(
+        {"attention_logit_scale", "ngpt", "qk_fc_norm", "qk_norm", "qk_norm_cap", "qkv_norm", "reordered_norm"}
+        | {"sigma_reparam"}
+    )
+    neutral: ClassVar = {"tau": None}
+
+    tau: float | None = 100.0
+    """Largest attention logit a head may have; null for no limit."""
+    alpha: float = 0.5
+    """Share of the factor that queries take, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        valid = self.tau is None or (math.isfinite(self.tau) and self.tau > 0)
+        require(valid, "qk_clip:tau", "must be a finite number above 0, or null for no limit", self.tau)
+        require(0 <= self.alpha <= 1, "qk_clip:alpha", "must be in [0, 1]", self.alpha)
+
+    def build(self, context: Context) -> Intervention:
+        """The runtime, which listens to every attention."""
+        return self if self.tau is None else _QkClip(self.tau, self.alpha)
+
+
+class _QkClip(Intervention):
+    _taps: Taps[AttentionCall]
+
+    def __init__(self, tau: float, alpha: float) -> None:
+        self._tau, self._alpha = tau, alpha
+        self._attentions: dict[str, Any] = {}
+
+    def edit_model(self, model: nn.Module) -> Edit:
+        from foreshock.probes.attention import tap_cores
+
+        self._attentions = _attentions(model)
+        self._taps = tap_cores({name: attention.core for name, attention in self._attentions.items()})
+        self._taps.listen()
+        touched = tuple(f"{name}.{linear}" for name in self._attentions for linear in ("q", "k"))
+        return Edit(touched=touched, undo=self._taps.close)
+
+    def after_update(self, info: StepInfo) -> None:
+        from foreshock.probes.attention import largest_logits
+
+        for name, call in self._taps.take().items():
+            max_H = largest_logits(call)
+            # tau / tau is 1 to the bit, so that heads below tau keep theirs.
+            factor_H = (self._tau / max_H.clamp(min=self._tau)).where(max_H.isfinite(), 1.0)
+            _scale_heads(self._attentions[name].q, factor_H**self._alpha)
+            _scale_heads(self._attentions[name].k, factor_H ** (1 - self._alpha))
+        self._taps.listen()
+
+
+def _scale_heads(linear: nn.Linear, factor_H: Tensor) -> None:
+    """Multiply each head's outputs; its rows of the weight, and of a bias, are contiguous."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.view(len(factor_H), -1).mul_(factor_H[:, None].to(parameter.dtype))
+
+
+def _attentions(model: nn.Module) -> dict[str, Any]:
+    """Every attention by name, once it is certain that scaling its q and k scales its logits."""
+    from torch import nn
+
+    from foreshock.probes.attention import AttentionCore
+
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "core", None), AttentionCore):
+            found[name] = module
+    if not found:
+        raise UserError(
+            f"qk_clip reads the attention logits where foreshock's AttentionCore makes them, and "
+            f"{type(model).__name__} has none; it works on foreshock's proxy"
+        )
+    for name, attention in found.items():
+        for side in ("q", "k"):
+            if not isinstance(getattr(attention, side, None), nn.Linear):
+                raise UserError(f"qk_clip finds no linear {side!r} in {name!r} to scale")
+            if not isinstance(getattr(attention, f"{side}_norm", nn.Identity()), nn.Identity):
+                raise UserError(f"qk_clip cannot act through the norm on {side} in {name!r}: it undoes any factor")
+            if "weight" not in getattr(attention, side)._parameters:
+                raise UserError(f"qk_clip cannot scale {f'{name}.{side}'!r}: its weight is parametrized")
+    return found

@@ -1,0 +1,25 @@
+"""Residual branches that start at zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foreshock.core.contracts import Intervention
+from foreshock.core.run_config import RunConfig
+from foreshock.interventions._roles import scale_roles
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroInitResidual(Intervention):
+    """Starts the last linear of every sub-layer at zero, `W_proj = W_fc2 = 0`: each block starts as the identity.
+
+    Source: Fixup, 1901.09321 sec. 3 (its zero initialisation alone, without its other rules); the same idea for
+    the last norm of a block is 1706.02677 sec. 5.1. The first step moves Proj and FC2 alone, and what comes before
+    them from the second on. No setting is neutral. Conflicts with `sigma_reparam`, which divides by the
+    largest singular value; with a norm on the output of a sub-layer the start is still the identity, but the norm
+    makes the first steps large. No cost.
+    """
+
+    def edit_config(self, config: RunConfig) -> RunConfig:
+        """Start the output projections at zero."""
+        return scale_roles(config, "proj", "fc2", init=0.0)

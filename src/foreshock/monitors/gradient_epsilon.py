@@ -1,0 +1,98 @@
+"""Gradients against the optimizer's epsilon: where they fall below it, updates fade and layers stop learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientEpsilon(Monitor):
+    """How far gradients are above the ε of Adam's update m̂/(√v̂+ε).
+
+    Rows, each with the path `<block>.<role>` in the proxy (`blocks.0.fc1` and `blocks.0.k`, the first MLP matrix and
+    the key projection, are those of the paper) and the parameter's name elsewhere:
+
+    - `gradient_epsilon/rms_over_eps`: RMS(g) / ε, RMS(g) = √mean(g²) over all tensors of that layer and role
+      (2309.14322 sec. 3.4, which means it over the last 500 steps; E.12 for the keys). Gradients fall with size and
+      learning rate; near 1 the paper sees updates shrink, and a smaller ε mends it. g is what the optimizer gets:
+      after clipping, which the paper leaves open (gradients that small are not clipped), and after interventions.
+    - `gradient_epsilon/damping`: mean over entries of ε / (√v̂ + ε), the share of an update that ε takes away: 0
+      where it does not matter, 1/2 at √v̂ = ε. The sharper statement, because the update has √v̂ entry by entry:
+      an RMS is that of the few largest entries and stays above ε while most have long fallen below. v̂ is the
+      second moment over its bias correction, the largest so far with amsgrad. Entries that never had a gradient,
+      as the rows of unseen tokens in an embedding, count 1.
+
+    Only for optimizers with such an ε: `rms_over_eps` for groups with `betas` and `eps` above 0, `damping` for Adam
+    and AdamW among them. ε is that of the parameter's group; `adam_atan2` leaves it there and does not use it.
+    Gradients have to be there still when the step is read. Cost: one pass over gradients, three over v.
+    """
+
+    needs = frozenset({Need.GRADIENTS, Need.OPTIMIZER})
+
+    def attach(self, context: Context) -> Observer:
+        """Reads gradients and optimizer state: no hook."""
+        return _EpsilonObserver(context)
+
+
+class _EpsilonObserver(Observer):
+    def __init__(self, context: Context) -> None:
+        from foreshock.monitors._paths import parameter_path
+
+        self._optimizer = context.optimizer
+        self._paths: dict[Tensor, str] = {
+            parameter: parameter_path(name, context) for name, parameter in context.model.named_parameters()
+        }
+
+    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
+        return {**self._ratios(), **self._dampings()}
+
+    def _ratios(self) -> dict[str, Tensor]:
+        import torch
+
+        from foreshock.probes.moments import grouped_rms, l2_norms
+
+        found = [(path, p.grad, group["eps"]) for path, p, group in self._members() if p.grad is not None]
+        norms = l2_norms([gradient for _, gradient, _ in found])
+        ratios = torch._foreach_div(norms, [eps for _, _, eps in found]) if found else []
+        rows = grouped_rms([path for path, _, _ in found], ratios, [gradient.numel() for _, gradient, _ in found])
+        return {f"gradient_epsilon/rms_over_eps/{path}": value for path, value in rows.items()}
+
+    def _dampings(self) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        sizes: dict[str, int] = {}
+        for path, parameter, group in self._members():
+            state = self._optimizer.state.get(parameter, {}) if self._optimizer is not None else {}
+            if "amsgrad" in group and "exp_avg_sq" in state:
+                total = _damping(state, group)
+                sums[path] = sums[path] + total if path in sums else total
+                sizes[path] = sizes.get(path, 0) + parameter.numel()
+        return {f"gradient_epsilon/damping/{path}": total / sizes[path] for path, total in sums.items()}
+
+    def _members(self) -> Iterator[tuple[str, Tensor, Mapping[str, Any]]]:
+        """Path, parameter and group of everything with an ε to fall below."""
+        for group in self._optimizer.param_groups if self._optimizer is not None else ():
+            eps = group.get("eps")
+            if "betas" in group and isinstance(eps, int | float) and eps > 0:
+                for parameter in group["params"]:
+                    if parameter in self._paths:
+                        yield self._paths[parameter], parameter, group
+
+
+def _damping(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """The sum over entries of ε / (√v̂ + ε), in at least fp32."""
+    import torch
+
+    square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    # Fused and capturable versions keep the step on the device: stay a tensor, so that nothing is copied.
+    correction = (1 - group["betas"][1] ** torch.as_tensor(state["step"]).double()).sqrt()
+    root = square.to(torch.promote_types(square.dtype, torch.float32)).sqrt() / correction
+    # 0·∞ is nan: an overflown second moment must not look like one that ε leaves alone.
+    damping: Tensor = ((0 * root + group["eps"]) / (root + group["eps"])).sum()
+    return damping
