@@ -238,7 +238,7 @@ def test_what_is_missing_is_said_in_words() -> None:
     none = edges_of((None, None), arm="x").with_columns(censored=pl.lit(NO_RUN), bigram_clause=None)
     assert missing_ends(pl.concat([edges, lowest, none])) == [
         "`none` at 32×2 has no unstable end: stable up to 1, the highest LR tried; give higher `--lrs` (seed 0, 1).",
-        "`qk_norm` at 32×2 has no stable end: the best LR, 0.01, is itself not that of a stable run; give lower `--lrs` "
+        "`qk_norm` at 32×2 has no stable end: even the run at the best LR, 0.01, is not stable; give lower `--lrs` "
         "(seed 0).",
         "`z_loss` at 32×2 has no stable end: the best LR, 0.01, is the lowest tried, so that what is stable is not "
         "known; give lower `--lrs` (seed 0).",

@@ -249,11 +249,12 @@ def _what_is_missing(row: dict[str, Any]) -> str:
         return f"{NO_UNSTABLE_END}: stable up to {highest}, the highest LR tried; give higher `--lrs`{lower}"
     if row["censored"] == NO_RUN:
         return f"{NO_RUN}: nothing can be said"
+    best = f"the best LR, {number(row['best_lr'])}"
     if row["best_lr"] == row["lowest_lr"]:
-        why = "is the lowest tried, so that what is stable is not known"
+        why = f"{best}, is the lowest tried, so that what is stable is not known"
     else:
-        why = "is itself not that of a stable run"
-    return f"{NO_STABLE_END}: the best LR, {number(row['best_lr'])}, {why}; give lower `--lrs`"
+        why = f"even the run at {best}, is not stable"
+    return f"{NO_STABLE_END}: {why}; give lower `--lrs`"
 
 
 _ENTRY = ("arm", "interventions", "width", "depth", "heads")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
+from foreshock.monitors._paths import parameter_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +39,9 @@ class Norms(Monitor):
 
 class _NormsObserver(Observer):
     def __init__(self, context: Context) -> None:
-        from foreshock.probes.hooks import path
-
-        in_proxy = context.config is not None
         self._optimizer = context.optimizer
         self._paths: dict[Tensor, str] = {
-            parameter: _role_path(name) if in_proxy else path(name)
-            for name, parameter in context.model.named_parameters()
+            parameter: parameter_path(name, context) for name, parameter in context.model.named_parameters()
         }
         self._gradients: dict[str, Tensor] = {}
 
@@ -90,11 +86,3 @@ def _rows(quantity: str, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, Ten
     sizes = [tensor.numel() for _, tensor in tensors]
     found = grouped_rms(paths, l2_norms([tensor for _, tensor in tensors]), sizes)
     return {f"norms/{quantity}/{path}": value for path, value in found.items()}
-
-
-def _role_path(name: str) -> str:
-    """Layer and role of a proxy parameter: `blocks.0.attn.q.weight` is `blocks.0.q`."""
-    from foreshock.proxy.parametrization import role_of
-
-    layer = re.match(r"blocks\.\d+\.", name)
-    return (layer.group() if layer else "") + role_of(name)

@@ -72,7 +72,7 @@ def _highest_first(seeds: pl.DataFrame) -> list[str]:
 def _shape(seeds: pl.DataFrame) -> alt.Shape:
     names = [name for name in SHAPES if name in set(seeds["mark"])]
     scale = alt.Scale(domain=names, range=[SHAPES[name] for name in names])
-    return alt.Shape("mark:N", scale=scale, legend=alt.Legend(title="Mark", columns=len(names)))
+    return alt.Shape("mark:N", scale=scale, legend=alt.Legend(title="Mark", columns=len(names), columnPadding=28))
 
 
 def _labels(arms: list[str]) -> alt.Axis:
