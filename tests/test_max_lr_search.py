@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,18 @@ SMALL = replace(STUDY, sizes=STUDY.sizes[:1])
 ONE = replace(SMALL, arms=STUDY.arms[:1])
 
 
+@pytest.fixture
+def pictures() -> None:
+    """Names a test that draws."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a planted search; one test draws."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("foreshock.report.max_lr.static", lambda spec, name, mode="light": "<svg/>")
+
+
 def go(study: Study, out: Path, launcher: Planting | None = None, **options: Any) -> tuple[MaxLr, list[RunConfig]]:
     """What a search found, and the runs that it started."""
     launcher = launcher or Planting()
@@ -119,20 +132,30 @@ def test_planted_edges_are_found_for_every_arm_and_size(tmp_path: Path) -> None:
     assert len(started) == found.table["runs"].sum() <= 4 * (len(LRS) + most_runs(LRS, RESOLUTION))
 
 
-def test_a_second_call_runs_nothing_and_finds_the_same(tmp_path: Path) -> None:
-    first, started = go(ONE, tmp_path / "s")
-    ids = files.read_json(tmp_path / "s/study.json")["run_ids"]
-    assert sorted(ids) == sorted(path.name for path in (tmp_path / "s/runs").iterdir())
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[MaxLr, list[RunConfig], Path]:
+    """What a search for one curve found, the runs that it took, and its folder, which tests copy."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "s"
+    return *go(ONE, folder), folder
+
+
+def test_a_second_call_runs_nothing_and_finds_the_same(
+    undisturbed: tuple[MaxLr, list[RunConfig], Path], tmp_path: Path
+) -> None:
+    first, started, folder = undisturbed
+    out = Path(shutil.copytree(folder, tmp_path / "s"))
+    ids = files.read_json(out / "study.json")["run_ids"]
+    assert sorted(ids) == sorted(path.name for path in (out / "runs").iterdir())
     assert len(ids) == len(started)
-    written = (tmp_path / "s/tables/max_lr.csv").read_bytes()
-    again, none = go(ONE, tmp_path / "s", Planting(patience=0))
+    written = (out / "tables/max_lr.csv").read_bytes()
+    again, none = go(ONE, out, Planting(patience=0), max_minutes=1e-6)  # what is finished costs no time
     assert none == []
     assert again.table.equals(first.table)
     assert again.edges.equals(first.edges)
-    assert (tmp_path / "s/tables/max_lr.csv").read_bytes() == written
-    assert files.read_json(tmp_path / "s/study.json")["run_ids"] == ids
+    assert (out / "tables/max_lr.csv").read_bytes() == written
+    assert files.read_json(out / "study.json")["run_ids"] == ids
     # A finer search goes on from there.
-    finer, added = go(ONE, tmp_path / "s", resolution=1.05)
+    finer, added = go(ONE, out, resolution=1.05)
     assert 1 <= len(added) <= 3
     assert finer.table["ratio"].item() <= 1.05
     low, high = first.table.row(0, named=True)["low"], first.table.row(0, named=True)["high"]
@@ -140,22 +163,24 @@ def test_a_second_call_runs_nothing_and_finds_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patience", [3, 6])
-def test_killed_at_any_run_it_resumes_and_ends_in_the_same_place(tmp_path: Path, patience: int) -> None:
-    undisturbed, all_runs = go(ONE, tmp_path / "a")
+def test_killed_at_any_run_it_resumes_and_ends_in_the_same_place(
+    undisturbed: tuple[MaxLr, list[RunConfig], Path], tmp_path: Path, patience: int
+) -> None:
     launcher = Planting(patience=patience)
     with pytest.raises(Killed):
-        find_max_lr(ONE, tmp_path / "b", launcher=launcher)
-    resumed, rest = go(ONE, tmp_path / "b")
-    assert resumed.table.equals(undisturbed.table)
-    assert len(launcher.started) + len(rest) == len(all_runs)
+        find_max_lr(ONE, tmp_path / "s", launcher=launcher)
+    resumed, rest = go(ONE, tmp_path / "s")
+    assert resumed.table.equals(undisturbed[0].table)
+    assert len(launcher.started) + len(rest) == len(undisturbed[1])
     assert not [config for config in rest if config in launcher.started]
 
 
-def test_finished_runs_of_other_lrs_do_not_take_part(tmp_path: Path) -> None:
-    alone, _ = go(ONE, tmp_path / "a")
-    go(replace(ONE, lrs=(1e-4, 5e-2, 2.0)), tmp_path / "b")
-    after, _ = go(ONE, tmp_path / "b")
-    assert after.table.equals(alone.table)
+def test_finished_runs_of_other_lrs_do_not_take_part(
+    undisturbed: tuple[MaxLr, list[RunConfig], Path], tmp_path: Path
+) -> None:
+    go(replace(ONE, lrs=(1e-4, 5e-2, 2.0)), tmp_path / "s", resolution=5)
+    after, _ = go(ONE, tmp_path / "s")
+    assert after.table.equals(undisturbed[0].table)
 
 
 def test_a_budget_of_runs_counts_all_that_take_part_and_halves_the_widest(tmp_path: Path) -> None:
@@ -178,10 +203,6 @@ def test_a_budget_of_runs_counts_all_that_take_part_and_halves_the_widest(tmp_pa
 def test_a_budget_of_minutes_starts_only_what_should_fit(tmp_path: Path) -> None:
     found, started = go(ONE, tmp_path / "s", Planting(wall_s=1e5), max_minutes=0.5)
     assert (len(started), found.unresolved) == (4, 1)  # the coarse grid is run whole
-    found, started = go(ONE, tmp_path / "t", max_minutes=60)
-    assert found.unresolved == 0
-    found, started = go(ONE, tmp_path / "t", max_minutes=1e-6)  # what is finished costs nothing
-    assert (started, found.unresolved) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +350,7 @@ def test_a_dry_run_shows_the_grid_and_what_bisection_may_add(
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_command_prints_a_list_and_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], planting: Callable[[Truth], None]
 ) -> None:

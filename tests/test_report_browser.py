@@ -175,17 +175,23 @@ def test_run_table_fits_a_usual_window(page: Any) -> None:
     assert table.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
 
 
+# Waits for colours: while a chart is drawn anew its menu has none.
+MENU_STYLE = """() => {
+    const menu = document.querySelector("#loss_vs_lr summary"), icon = menu && menu.querySelector("svg");
+    if (!icon) return false;
+    const { opacity, backgroundColor: ground } = getComputedStyle(menu), ink = getComputedStyle(icon).stroke;
+    return [ink, ground].every((colour) => colour.startsWith("rgb")) && { opacity, ink, ground };
+}"""
+
+
 def test_menu_of_a_chart_stands_out(page: Any) -> None:
     """WCAG 2.1 asks 3:1 of controls."""
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         page.wait_for_function(ALL_DRAWN, arg=scheme)
-        menu = page.locator("#loss_vs_lr summary")
-        styles = ("getComputedStyle(e).opacity", "getComputedStyle(e.querySelector('svg')).stroke")
-        opacity, ink = (menu.evaluate(f"e => {style}") for style in styles)
-        assert opacity == "1"
-        ground = menu.evaluate("e => getComputedStyle(e).backgroundColor")
-        assert contrast(ink, ground) >= 3
+        style = page.wait_for_function(MENU_STYLE).json_value()
+        assert style["opacity"] == "1"
+        assert contrast(style["ink"], style["ground"]) >= 3
     page.emulate_media(color_scheme="light")
     page.wait_for_function(ALL_DRAWN, arg="light")
 
