@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foreshock import interventions as interventions
     from foreshock.analysis.sensitivity import lr_sensitivity as lr_sensitivity
     from foreshock.analysis.tables import read_runs as read_runs
     from foreshock.core.arms import Arm as Arm
@@ -21,6 +22,7 @@ _PUBLIC = {
     "Size": "foreshock.study.grid:Size",
     "Study": "foreshock.study.grid:Study",
     "find_max_lr": "foreshock.max_lr:find_max_lr",
+    "interventions": "foreshock.interventions",
     "lr_sensitivity": "foreshock.analysis.sensitivity:lr_sensitivity",
     "read_runs": "foreshock.analysis.tables:read_runs",
     "recipes": "foreshock.study.recipes",
@@ -35,6 +37,7 @@ __all__ = [
     "Study",
     "__version__",
     "find_max_lr",
+    "interventions",
     "lr_sensitivity",
     "read_runs",
     "recipes",

@@ -1,6 +1,7 @@
 """How configs work: frozen dataclasses to and from JSON, dotted paths, plug-in specs. Owns no setting itself."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -142,10 +143,16 @@ def from_json(cls: type[C], data: Json, where: str = "") -> C:
     return cls(**values)
 
 
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> Mapping[str, Any]:
     """The fields of a config dataclass with their resolved types."""
+    return _field_types(cls)
+
+
+@functools.cache
+def _field_types(cls: type) -> Mapping[str, Any]:
+    # Once a class: reading annotations is slow, and planning a study asks thousands of times.
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return types.MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(cls)})
 
 
 def convert(kind: Any, value: Json, where: str) -> Any:

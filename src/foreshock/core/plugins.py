@@ -6,6 +6,7 @@ own plug-in is named `package.module:Class` and needs no installation beyond bei
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -20,8 +21,14 @@ from foreshock.core.errors import ConfigError, unknown
 
 def names(family: str) -> list[str]:
     """The plug-ins of a family, by file name, sorted."""
+    return list(_names(family))
+
+
+@functools.cache
+def _names(family: str) -> tuple[str, ...]:
+    # Once a process: planning asks for them thousands of times, and the answer is on disk.
     package = importlib.import_module(f"foreshock.{family}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")))
 
 
 def declaration(family: str, name: str) -> type:
