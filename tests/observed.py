@@ -1,6 +1,7 @@
 """A tiny run of the proxy to observe, and sums in Python numbers to compare with."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -64,3 +65,14 @@ def rows_of(row: Row, quantity: str) -> dict[str, float]:
 
 def norm(x: Tensor) -> float:
     return math.sqrt(sum(value * value for value in x.flatten().tolist()))
+
+
+def entries_by_role(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """All entries of one layer and role, from parameter names."""
+    joined: dict[str, list[float]] = {}
+    for name, value in values.items():
+        parts = name.split(".")
+        layer = f"{parts[0]}.{parts[1]}." if parts[0] == "blocks" else ""
+        role = "norm" if "norm" in parts[-2] else {"embed": "embedding"}.get(parts[-2], parts[-2])
+        joined.setdefault(layer + role, []).extend(value.flatten().tolist())
+    return joined

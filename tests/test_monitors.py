@@ -24,6 +24,7 @@ from foreshock.proxy.model import Proxy
 from foreshock.training.panel import Row
 from foreshock.training.setup import build_training
 from foreshock.training.step import train_step
+from tests.observed import entries_by_role
 
 VOCAB, T, HEADS, BLOCKS = 11, 8, 2, ("blocks.0", "blocks.1")
 
@@ -164,14 +165,8 @@ def test_attention_logits(logged: Logged) -> None:
 
 
 def by_role(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """RMS over all elements of the same layer and role, from parameter names."""
-    joined: dict[str, list[float]] = {}
-    for name, value in values.items():
-        parts = name.split(".")
-        layer = f"{parts[0]}.{parts[1]}." if parts[0] == "blocks" else ""
-        role = "norm" if "norm" in parts[-2] else {"embed": "embedding"}.get(parts[-2], parts[-2])
-        joined.setdefault(layer + role, []).extend(value.flatten().tolist())
-    return {path: math.sqrt(sum(v * v for v in found) / len(found)) for path, found in joined.items()}
+    """RMS over all elements of the same layer and role."""
+    return {path: math.sqrt(sum(v * v for v in found) / len(found)) for path, found in entries_by_role(values).items()}
 
 
 def test_norms(logged: Logged) -> None:

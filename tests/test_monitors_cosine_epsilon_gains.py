@@ -18,7 +18,18 @@ from foreshock.monitors.qk_cosine import _cosines
 from foreshock.training.panel import to_host
 from foreshock.training.setup import Training
 from foreshock.training.step import train_step
-from tests.observed import CONFIG, context_of, cured, info_of, logged_step, norm, rows_of, tokens, trained
+from tests.observed import (
+    CONFIG,
+    context_of,
+    cured,
+    entries_by_role,
+    info_of,
+    logged_step,
+    norm,
+    rows_of,
+    tokens,
+    trained,
+)
 
 
 def naive_cosines(call: AttentionCall) -> dict[str, float | list[float]]:
@@ -109,17 +120,6 @@ def test_qk_cosine_does_not_depend_on_the_norms(size: float) -> None:
 # gradient_epsilon
 
 
-def by_role(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """All entries of one layer and role, from parameter names."""
-    joined: dict[str, list[float]] = {}
-    for name, value in values.items():
-        parts = name.split(".")
-        layer = f"{parts[0]}.{parts[1]}." if parts[0] == "blocks" else ""
-        role = "norm" if "norm" in parts[-2] else {"embed": "embedding"}.get(parts[-2], parts[-2])
-        joined.setdefault(layer + role, []).extend(value.flatten().tolist())
-    return joined
-
-
 def rms(values: list[float]) -> float:
     return math.sqrt(sum(value * value for value in values) / len(values))
 
@@ -140,14 +140,14 @@ def test_gradient_epsilon_of_the_proxy(name: str) -> None:
     row = logged_step(trained(config, "gradient_epsilon"))
     history = seen_gradients(trained(config, steps=0), 3)
     eps, beta2 = 1e-3, 0.95
-    ratios = {path: rms(values) / eps for path, values in by_role(history[-1]).items()}
+    ratios = {path: rms(values) / eps for path, values in entries_by_role(history[-1]).items()}
     assert rows_of(row, "gradient_epsilon/rms_over_eps") == pytest.approx(ratios, rel=1e-5)
     assert {"blocks.0.fc1", "blocks.0.k", "blocks.1.k", "embedding"} <= ratios.keys()
     damping = {}
     for parameter in history[0]:
         second = sum((1 - beta2) * beta2 ** (2 - i) * seen[parameter].square() for i, seen in enumerate(history))
         damping[parameter] = eps / ((second / (1 - beta2**3)).sqrt() + eps)
-    expected = {path: sum(values) / len(values) for path, values in by_role(damping).items()}
+    expected = {path: sum(values) / len(values) for path, values in entries_by_role(damping).items()}
     assert rows_of(row, "gradient_epsilon/damping") == pytest.approx(expected, rel=1e-5)
     assert 0.05 < expected["blocks.0.k"] < 0.95, "or the constants could be anything"
 
@@ -156,7 +156,7 @@ def test_gradient_epsilon_sees_what_interventions_made_of_the_gradient() -> None
     config = replace(cured(CONFIG, "zclip:warmup=1,z_threshold=1e-3"), optim=replace(CONFIG.optim, clip_norm=None))
     row = logged_step(trained(config, "gradient_epsilon"))
     history = seen_gradients(trained(config, steps=0), 3)
-    expected = {path: rms(values) / 1e-3 for path, values in by_role(history[-1]).items()}
+    expected = {path: rms(values) / 1e-3 for path, values in entries_by_role(history[-1]).items()}
     assert rows_of(row, "gradient_epsilon/rms_over_eps") == pytest.approx(expected, rel=1e-5)
 
 

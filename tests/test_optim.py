@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from foreshock.core.model_config import ModelConfig, Roles
 from foreshock.core.run_config import OptimConfig, ScheduleConfig
 from foreshock.proxy.model import Proxy
 from foreshock.proxy.optim import build_optimizer, set_learning_rate
-from foreshock.proxy.parametrization import initialise
+from foreshock.proxy.parametrization import initialise, role_of
 from foreshock.proxy.schedules import schedule_factor
 
 
@@ -31,28 +32,45 @@ def gradients(model: Proxy, step: int) -> None:
 FACTORS = (0.5, 1.0, 0.3)
 
 
-@pytest.mark.parametrize("decay", ["independent", "coupled"])
-def test_adamw_follows_its_formula(decay: str) -> None:
-    """θ -= s·(η·m̂/(√v̂+ε) + λθ) when independent, θ -= s·η·(m̂/(√v̂+ε) + λθ) when coupled (2309.14322 sec. 2.1)."""
-    config = OptimConfig(lr=0.02, weight_decay=0.1, decay=decay, beta1=0.9, beta2=0.95, eps=1e-8)
+State = dict[str, torch.Tensor]
+Rule = Callable[[str, torch.Tensor, State, int, float, float], None]
+"""One step of a reference parameter: name, parameter, its state, step, learning rate, decay in (1 - decay)·θ."""
+
+
+def check_formula(config: OptimConfig, roles: Roles, rule: Rule) -> None:
+    """Three steps of the optimizer against the rule, given the learning rate and decay of each parameter's role."""
     model, reference = tiny(), tiny()
-    optimizer = build_optimizer(model, config, Roles())
-    first = [torch.zeros_like(p) for p in reference.parameters()]
-    second = [torch.zeros_like(p) for p in reference.parameters()]
+    optimizer = build_optimizer(model, config, roles)
+    names = dict(reference.named_parameters())
+    states: dict[str, State] = {name: {} for name in names}
     for step, factor in enumerate(FACTORS, start=1):
         gradients(model, step)
         gradients(reference, step)
         set_learning_rate(optimizer, config.lr * factor)
         optimizer.step()
-        with torch.no_grad():
-            for p, m, v in zip(reference.parameters(), first, second, strict=True):
-                m.mul_(0.9).add_(0.1 * p.grad)
-                v.mul_(0.95).add_(0.05 * p.grad**2)
-                direction = (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
-                strength = 0.1 if decay == "independent" else config.lr * 0.1
-                p.sub_(factor * (config.lr * direction + strength * p))
-    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+        for name, p in names.items():
+            multipliers = getattr(roles, role_of(name))
+            lr = factor * config.lr * multipliers.lr
+            strength = config.weight_decay * multipliers.decay
+            with torch.no_grad():
+                rule(name, p, states[name], step, lr, (factor if config.decay == "independent" else lr) * strength)
+    for name, ours in model.named_parameters():
+        torch.testing.assert_close(ours, names[name], rtol=1e-9, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def adamw_rule(name: str, p: torch.Tensor, state: State, step: int, lr: float, decay: float) -> None:
+    """θ ← (1 - decay)θ - lr·m̂/(√v̂+ε), written out."""
+    state["m"] = 0.9 * state.get("m", torch.zeros_like(p)) + 0.1 * p.grad
+    state["v"] = 0.95 * state.get("v", torch.zeros_like(p)) + 0.05 * p.grad**2
+    direction = (state["m"] / (1 - 0.9**step)) / ((state["v"] / (1 - 0.95**step)).sqrt() + 1e-8)
+    p.copy_((1 - decay) * p - lr * direction)
+
+
+@pytest.mark.parametrize("decay", ["independent", "coupled"])
+def test_adamw_follows_its_formula(decay: str) -> None:
+    """θ -= s·(η·m̂/(√v̂+ε) + λθ) when independent, θ -= s·η·(m̂/(√v̂+ε) + λθ) when coupled (2309.14322 sec. 2.1)."""
+    config = OptimConfig(lr=0.02, weight_decay=0.1, decay=decay, beta1=0.9, beta2=0.95, eps=1e-8)
+    check_formula(config, Roles(), adamw_rule)
 
 
 def test_independent_1e_4_is_coupled_0_1_at_1e_3() -> None:
@@ -88,21 +106,12 @@ def test_equals_torch_where_definitions_coincide(name: str) -> None:
 
 def test_sgd_decays_apart_from_momentum() -> None:
     """θ -= s·λ·θ, then θ -= s·η·buffer, buffer = β·buffer + gradient."""
-    config = OptimConfig(name="sgd", lr=0.1, weight_decay=0.01, beta1=0.5)
-    model, reference = tiny(), tiny()
-    optimizer = build_optimizer(model, config, Roles())
-    buffers = [torch.zeros_like(p) for p in reference.parameters()]
-    for step, factor in enumerate(FACTORS, start=1):
-        gradients(model, step)
-        gradients(reference, step)
-        set_learning_rate(optimizer, 0.1 * factor)
-        optimizer.step()
-        with torch.no_grad():
-            for p, buffer in zip(reference.parameters(), buffers, strict=True):
-                buffer.mul_(0.5).add_(p.grad)
-                p.mul_(1 - factor * 0.01).sub_(factor * 0.1 * buffer)
-    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+    def rule(name: str, p: torch.Tensor, state: State, step: int, lr: float, decay: float) -> None:
+        state["buffer"] = 0.5 * state.get("buffer", torch.zeros_like(p)) + p.grad
+        p.copy_((1 - decay) * p - lr * state["buffer"])
+
+    check_formula(OptimConfig(name="sgd", lr=0.1, weight_decay=0.01, beta1=0.5), Roles(), rule)
 
 
 @given(

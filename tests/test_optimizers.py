@@ -18,15 +18,7 @@ from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.setup import Training, build_training
 from foreshock.training.step import train_step
 from tests.conftest import tiny_config
-from tests.test_optim import FACTORS, gradients, tiny
-
-
-def adamw_step(p: torch.Tensor, state: dict[str, torch.Tensor], step: int, lr: float, decay: float) -> None:
-    """θ ← (1 - decay)θ - lr·m̂/(√v̂+ε), written out."""
-    state["m"] = 0.9 * state.get("m", torch.zeros_like(p)) + 0.1 * p.grad
-    state["v"] = 0.95 * state.get("v", torch.zeros_like(p)) + 0.05 * p.grad**2
-    direction = (state["m"] / (1 - 0.9**step)) / ((state["v"] / (1 - 0.95**step)).sqrt() + 1e-8)
-    p.copy_((1 - decay) * p - lr * direction)
+from tests.test_optim import FACTORS, State, adamw_rule, check_formula, gradients, tiny
 
 
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
@@ -50,29 +42,15 @@ FEW = Roles(
 def test_muon_follows_its_formula(decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linears of the blocks: Nesterov momentum, Newton-Schulz, 0.2·√max(shape); the rest: AdamW. In fp64 here."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
-    config = OptimConfig(name="muon", lr=0.02, weight_decay=0.1, decay=decay)
-    model, reference = tiny(), tiny()
-    optimizer = build_optimizer(model, config, FEW)
-    names = dict(reference.named_parameters())
-    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
-    for step, factor in enumerate(FACTORS, start=1):
-        gradients(model, step)
-        gradients(reference, step)
-        set_learning_rate(optimizer, config.lr * factor)
-        optimizer.step()
-        with torch.no_grad():
-            for name, p in names.items():
-                multipliers = getattr(FEW, role_of(name))
-                lr = factor * config.lr * multipliers.lr
-                rate = factor * 0.1 * multipliers.decay if decay == "independent" else lr * 0.1 * multipliers.decay
-                if role_of(name) not in LINEAR_ROLES:
-                    adamw_step(p, states[name], step, lr, rate)
-                    continue
-                m = 0.9 * states[name].get("m", torch.zeros_like(p)) + p.grad
-                states[name]["m"] = m
-                p.copy_((1 - rate) * p - lr * 0.2 * max(p.shape) ** 0.5 * orthogonal(p.grad + 0.9 * m))
-    for name, ours in model.named_parameters():
-        torch.testing.assert_close(ours, names[name], rtol=1e-9, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
+
+    def rule(name: str, p: torch.Tensor, state: State, step: int, lr: float, decay: float) -> None:
+        if role_of(name) not in LINEAR_ROLES:
+            adamw_rule(name, p, state, step, lr, decay)
+            return
+        state["m"] = 0.9 * state.get("m", torch.zeros_like(p)) + p.grad
+        p.copy_((1 - decay) * p - lr * 0.2 * max(p.shape) ** 0.5 * orthogonal(p.grad + 0.9 * state["m"]))
+
+    check_formula(OptimConfig(name="muon", lr=0.02, weight_decay=0.1, decay=decay), FEW, rule)
 
 
 def test_muons_update_has_the_size_of_adamws() -> None:
@@ -129,25 +107,13 @@ def test_muon_is_one_optimizer_in_front_of_two() -> None:
 @pytest.mark.parametrize("decay", ["independent", "coupled"])
 def test_lion_follows_its_formula(decay: str) -> None:
     """θ ← θ - η(sign(β1 m + (1-β1) g) + λθ), then m ← β2 m + (1-β2) g (2302.06675 algorithm 2)."""
-    config = OptimConfig(name="lion", lr=0.02, weight_decay=0.1, decay=decay, beta1=0.9, beta2=0.95)
-    model, reference = tiny(), tiny()
-    optimizer = build_optimizer(model, config, FEW)
-    moments = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
-    for step, factor in enumerate(FACTORS, start=1):
-        gradients(model, step)
-        gradients(reference, step)
-        set_learning_rate(optimizer, config.lr * factor)
-        optimizer.step()
-        with torch.no_grad():
-            for name, p in reference.named_parameters():
-                multipliers = getattr(FEW, role_of(name))
-                lr = factor * config.lr * multipliers.lr
-                rate = factor * 0.1 * multipliers.decay if decay == "independent" else lr * 0.1 * multipliers.decay
-                sign = torch.sign(0.9 * moments[name] + 0.1 * p.grad)
-                p.copy_((1 - rate) * p - lr * sign)
-                moments[name] = 0.95 * moments[name] + 0.05 * p.grad
-    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+    def rule(name: str, p: torch.Tensor, state: State, step: int, lr: float, decay: float) -> None:
+        moment = state.get("m", torch.zeros_like(p))
+        p.copy_((1 - decay) * p - lr * torch.sign(0.9 * moment + 0.1 * p.grad))
+        state["m"] = 0.95 * moment + 0.05 * p.grad
+
+    check_formula(OptimConfig(name="lion", lr=0.02, weight_decay=0.1, decay=decay, beta1=0.9, beta2=0.95), FEW, rule)
 
 
 def test_lion_shows_a_gradient_that_is_not_finite() -> None:

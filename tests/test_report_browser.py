@@ -26,8 +26,13 @@ ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 
+# A browser is no Python package, so that not every machine that can run the other tests has one. `.ci/run` installs one
+# where it can.
 if CHROMIUM is None:
-    pytest.skip("no Chromium found (PATH, or CHROMIUM): the report was not opened", allow_module_level=True)
+    pytest.skip(
+        "the report was not opened, as no Chromium was found: put one on the PATH, or name it in CHROMIUM",
+        allow_module_level=True,
+    )
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: the report was not opened")
 
 CHARTS = "[...document.querySelectorAll('.chart')]"

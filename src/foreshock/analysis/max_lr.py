@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from foreshock.analysis.outcomes import OutcomeRule, add_outcomes
-from foreshock.analysis.sensitivity import CURVE
+from foreshock.analysis.sensitivity import CURVE, ENTRY
 from foreshock.analysis.wording import many, number, shape_of
 from foreshock.core.errors import require
 
@@ -149,11 +149,7 @@ def _edge_row(curve: pl.DataFrame) -> dict[str, Any]:
 
 
 EDGES_SCHEMA: dict[str, Any] = {
-    "arm": pl.String,
-    "interventions": pl.String,
-    "width": pl.Int64,
-    "depth": pl.Int64,
-    "heads": pl.Int64,
+    **ENTRY,
     "params": pl.Int64,
     "seed": pl.Int64,
     "best_lr": pl.Float64,
@@ -184,14 +180,14 @@ def max_lr_table(edges: pl.DataFrame) -> pl.DataFrame:
     Args:
         edges: the table of `edges_table`.
     """
-    rows = [_max_lr_row(group) for group in edges.partition_by(_ENTRY, maintain_order=True)]
+    rows = [_max_lr_row(group) for group in edges.partition_by(*ENTRY, maintain_order=True)]
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
 def _max_lr_row(seeds: pl.DataFrame) -> dict[str, Any]:
     stable, unstable = seeds["stable_lr"].to_list(), seeds["unstable_lr"].to_list()
     whole = seeds["censored"].null_count() == seeds.height
-    return {name: seeds[name][0] for name in _ENTRY} | {
+    return {name: seeds[name][0] for name in ENTRY} | {
         "params": seeds["params"].max(),
         "seeds": seeds.height,
         "max_stable_lr": _geometric_mean(stable) if whole else None,
@@ -257,13 +253,8 @@ def _what_is_missing(row: dict[str, Any]) -> str:
     return f"{NO_STABLE_END}: {why}; give lower `--lrs`"
 
 
-_ENTRY = ("arm", "interventions", "width", "depth", "heads")
 SCHEMA: dict[str, Any] = {
-    "arm": pl.String,
-    "interventions": pl.String,
-    "width": pl.Int64,
-    "depth": pl.Int64,
-    "heads": pl.Int64,
+    **ENTRY,
     "params": pl.Int64,
     "seeds": pl.Int64,
     "max_stable_lr": pl.Float64,

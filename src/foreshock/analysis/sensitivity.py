@@ -10,7 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from foreshock.core.errors import require
 
-CURVE = ("arm", "interventions", "width", "depth", "heads", "seed")
+ENTRY: dict[str, Any] = {
+    "arm": pl.String,
+    "interventions": pl.String,
+    "width": pl.Int64,
+    "depth": pl.Int64,
+    "heads": pl.Int64,
+}
+"""Columns that name one arm at one size."""
+CURVE = (*ENTRY, "seed")
 """Columns that name one loss-vs-LR curve."""
 Floats = NDArray[np.float64]
 

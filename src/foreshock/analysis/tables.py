@@ -14,7 +14,7 @@ from foreshock.analysis.intervals import comparisons_table
 from foreshock.analysis.metrics import FoundRun, Source, find_runs, not_started, read_metrics, scan_metrics, status_of
 from foreshock.analysis.naming import distinct_arms, name_studies, reference_tokens
 from foreshock.analysis.outcomes import OutcomeRule, add_outcomes, train_rise
-from foreshock.analysis.sensitivity import sensitivity_table
+from foreshock.analysis.sensitivity import ENTRY, sensitivity_table
 from foreshock.core import files
 from foreshock.core.arms import arm_name, interventions_name
 from foreshock.core.config import from_json
@@ -147,11 +147,7 @@ def _config(content: Any, where: Path) -> RunConfig:
 
 _FACTS: dict[str, Any] = {
     "run_id": pl.String,
-    "arm": pl.String,
-    "interventions": pl.String,
-    "width": pl.Int64,
-    "depth": pl.Int64,
-    "heads": pl.Int64,
+    **ENTRY,
     "params": pl.Int64,
     "lr": pl.Float64,
     "seed": pl.Int64,

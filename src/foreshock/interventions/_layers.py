@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foreshock.probes.precision import accurate
+
 
 class SpectralGain(nn.Module):
     """The parametrization `Ŵ = (γ / σ) W` of σReparam, σ = vᵀ W u the spectral norm of W (O, I).
@@ -22,7 +24,7 @@ class SpectralGain(nn.Module):
 
     def __init__(self, weight: Tensor, gain: float | None) -> None:
         super().__init__()
-        weight_OI = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        weight_OI = accurate(weight.detach())
         left_OR, _, right_RI = torch.linalg.svd(weight_OI, full_matrices=False)
         self.register_buffer("u", right_RI[0].clone())
         self.register_buffer("v", left_OR[:, 0].clone())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foreshock.core.contracts import AttentionCall, Context, Monitor, Need, Observer, StepInfo
+from foreshock.core.contracts import AttentionCall, Context, Monitor, Need, Observer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,34 +32,9 @@ class AttentionLogits(Monitor):
 
     def attach(self, context: Context) -> Observer:
         """Hooks on every AttentionCore of the model."""
-        return _AttentionObserver(context.model)
+        from foreshock.probes.attention import observe_attention
 
-
-class _AttentionObserver(Observer):
-    def __init__(self, model: nn.Module) -> None:
-        from foreshock.probes.attention import tap_attention
-
-        self._taps = tap_attention(model)
-        self._rows: dict[str, Tensor | float] | None = None
-
-    def begin(self) -> None:
-        self._rows = None
-        self._taps.listen()
-
-    def gradients(self, info: StepInfo) -> None:
-        # Here and not after the update: a score transform may own parameters, and they are still those of the
-        # forward pass.
-        self._rows = {}
-        for path, call in self._taps.take().items():
-            self._rows |= {f"attention_logits/{name}/{path}": value for name, value in _quantities(call).items()}
-
-    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        if self._rows is None:
-            self.gradients(info)
-        return self._rows or {}
-
-    def close(self) -> None:
-        self._taps.close()
+        return observe_attention(context.model, "attention_logits", _quantities)
 
 
 def _quantities(call: AttentionCall) -> dict[str, Tensor]:

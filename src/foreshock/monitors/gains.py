@@ -42,14 +42,14 @@ class _GainsObserver(Observer):
         }
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor]:
-        import torch
+        from foreshock.probes.precision import accurate_dtype
 
         rows: dict[str, Tensor] = {}
         for name, parameter in self._gains.items():
             if parameter.requires_grad and parameter.numel():
                 gain = parameter.detach()
                 rows |= {
-                    f"gains/mean/{name}": gain.mean(dtype=torch.promote_types(gain.dtype, torch.float32)),
+                    f"gains/mean/{name}": gain.mean(dtype=accurate_dtype(gain)),
                     f"gains/min/{name}": gain.amin(),
                     f"gains/max_abs/{name}": gain.abs().amax(),
                 }

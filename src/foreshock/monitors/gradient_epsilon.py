@@ -10,6 +10,7 @@ from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,14 @@ class GradientEpsilon(Monitor):
 
     def attach(self, context: Context) -> Observer:
         """Reads gradients and optimizer state: no hook."""
-        return _EpsilonObserver(context)
+        return Observer() if context.optimizer is None else _EpsilonObserver(context, context.optimizer)
 
 
 class _EpsilonObserver(Observer):
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, optimizer: Optimizer) -> None:
         from foreshock.monitors._paths import parameter_path
 
-        self._optimizer = context.optimizer
+        self._optimizer = optimizer
         self._paths: dict[Tensor, str] = {
             parameter: parameter_path(name, context) for name, parameter in context.model.named_parameters()
         }
@@ -58,41 +59,40 @@ class _EpsilonObserver(Observer):
 
         from foreshock.probes.moments import grouped_rms, l2_norms
 
-        found = [(path, p.grad, group["eps"]) for path, p, group in self._members() if p.grad is not None]
+        found = [
+            (self._paths[parameter], parameter.grad, group["eps"])
+            for group, parameters in self._groups()
+            for parameter in parameters
+            if parameter.grad is not None
+        ]
         norms = l2_norms([gradient for _, gradient, _ in found])
         ratios = torch._foreach_div(norms, [eps for _, _, eps in found]) if found else []
         rows = grouped_rms([path for path, _, _ in found], ratios, [gradient.numel() for _, gradient, _ in found])
         return {f"gradient_epsilon/rms_over_eps/{path}": value for path, value in rows.items()}
 
     def _dampings(self) -> dict[str, Tensor]:
+        from foreshock.probes.moments import adam_roots, adam_states
+
         sums: dict[str, Tensor] = {}
         sizes: dict[str, int] = {}
-        for path, parameter, group in self._members():
-            state = self._optimizer.state.get(parameter, {}) if self._optimizer is not None else {}
-            if "amsgrad" in group and "exp_avg_sq" in state:
-                total = _damping(state, group)
+        for group, parameters in self._groups():
+            states = adam_states(self._optimizer, group, parameters)
+            for parameter, root in zip(states, adam_roots(states.values(), group), strict=True):
+                path, total = self._paths[parameter], _damping(root, group["eps"])
                 sums[path] = sums[path] + total if path in sums else total
                 sizes[path] = sizes.get(path, 0) + parameter.numel()
         return {f"gradient_epsilon/damping/{path}": total / sizes[path] for path, total in sums.items()}
 
-    def _members(self) -> Iterator[tuple[str, Tensor, Mapping[str, Any]]]:
-        """Path, parameter and group of everything with an ε to fall below."""
-        for group in self._optimizer.param_groups if self._optimizer is not None else ():
+    def _groups(self) -> Iterator[tuple[Mapping[str, Any], list[Tensor]]]:
+        """Every group with an ε to fall below, and its parameters that have a path."""
+        for group in self._optimizer.param_groups:
             eps = group.get("eps")
             if "betas" in group and isinstance(eps, int | float) and eps > 0:
-                for parameter in group["params"]:
-                    if parameter in self._paths:
-                        yield self._paths[parameter], parameter, group
+                yield group, [parameter for parameter in group["params"] if parameter in self._paths]
 
 
-def _damping(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """The sum over entries of ε / (√v̂ + ε), in at least fp32."""
-    import torch
-
-    square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    # Fused and capturable versions keep the step on the device: stay a tensor, so that nothing is copied.
-    correction = (1 - group["betas"][1] ** torch.as_tensor(state["step"]).double()).sqrt()
-    root = square.to(torch.promote_types(square.dtype, torch.float32)).sqrt() / correction
+def _damping(root: Tensor, eps: float) -> Tensor:
+    """The sum over entries of ε / (√v̂ + ε)."""
     # 0·∞ is nan: an overflown second moment must not look like one that ε leaves alone.
-    damping: Tensor = ((0 * root + group["eps"]) / (root + group["eps"])).sum()
+    damping: Tensor = ((0 * root + eps) / (root + eps)).sum()
     return damping

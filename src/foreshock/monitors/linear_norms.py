@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from foreshock.core.contracts import Context, Monitor, Need, Observer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,30 +40,10 @@ class LinearNorms(Monitor):
 
     def attach(self, context: Context) -> Observer:
         """Hooks on every linear."""
-        return _LinearObserver(context)
-
-
-class _LinearObserver(Observer):
-    def __init__(self, context: Context) -> None:
         from foreshock.monitors._paths import linear_path
+        from foreshock.probes.hooks import TapsObserver
         from foreshock.probes.linears import LinearTaps, fused_of, linears_of
 
         linears = {linear_path(name, context): linear for name, linear in linears_of(context.model).items()}
-        self._taps = LinearTaps(linears, fused_of(list(linears)))
-        self._rows: Mapping[str, Tensor] | None = None
-
-    def begin(self) -> None:
-        self._rows = None
-        self._taps.listen()
-
-    def gradients(self, info: StepInfo) -> None:
-        # Here and not after the update: the weights are still those of the forward pass.
-        self._rows = {f"linear_norms/{key}": value for key, value in self._taps.take().items()}
-
-    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        if self._rows is None:
-            self.gradients(info)
-        return self._rows or {}
-
-    def close(self) -> None:
-        self._taps.close()
+        taps = LinearTaps(linears, fused_of(list(linears)))
+        return TapsObserver(taps, lambda seen: {f"linear_norms/{key}": value for key, value in seen.items()})

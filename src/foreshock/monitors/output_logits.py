@@ -32,12 +32,12 @@ class OutputLogits(Monitor):
 
 class _OutputObserver(Observer):
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        import torch
+        from foreshock.probes.precision import accurate_dtype
 
         logits_NV = info.logits_BTV.detach().flatten(0, -2)
         log_z_N = _log_z(logits_NV)
         return {
-            "output_logits/mean": logits_NV.mean(dtype=torch.promote_types(logits_NV.dtype, torch.float32)),
+            "output_logits/mean": logits_NV.mean(dtype=accurate_dtype(logits_NV)),
             "output_logits/min": logits_NV.amin(),
             "output_logits/max": logits_NV.amax(),
             "output_logits/log_z": log_z_N.mean(),
@@ -49,11 +49,13 @@ def _log_z(logits_NV: Tensor) -> Tensor:
     """Ln Σ_v exp(logit_v) of each row, in at least fp32, without a second copy of all logits."""
     import torch
 
+    from foreshock.probes.precision import accurate_dtype
+
     rows = max(1, CHUNK_ELEMENTS // logits_NV.shape[-1])
-    accurate = torch.promote_types(logits_NV.dtype, torch.float32)
+    dtype = accurate_dtype(logits_NV)
     found = []
     for chunk in torch.split(logits_NV, rows):
         # ln Z = max - ln p_max: on the CPU the softmax takes a third of the time of logsumexp.
-        log_top_N = chunk.softmax(-1, dtype=accurate).amax(-1).log()
-        found.append(chunk.amax(-1).to(accurate) - log_top_N)
+        log_top_N = chunk.softmax(-1, dtype=dtype).amax(-1).log()
+        found.append(chunk.amax(-1).to(dtype) - log_top_N)
     return torch.cat(found)

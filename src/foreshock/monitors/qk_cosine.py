@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from foreshock.core.contracts import AttentionCall, Context, Monitor, Need, Observer, StepInfo
+from foreshock.core.contracts import AttentionCall, Context, Monitor, Need, Observer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,32 +31,9 @@ class QkCosine(Monitor):
 
     def attach(self, context: Context) -> Observer:
         """Hooks on every AttentionCore of the model."""
-        return _CosineObserver(context.model)
+        from foreshock.probes.attention import observe_attention
 
-
-class _CosineObserver(Observer):
-    def __init__(self, model: nn.Module) -> None:
-        from foreshock.probes.attention import tap_attention
-
-        self._taps = tap_attention(model)
-        self._rows: dict[str, Tensor] | None = None
-
-    def begin(self) -> None:
-        self._rows = None
-        self._taps.listen()
-
-    def gradients(self, info: StepInfo) -> None:
-        self._rows = {}
-        for path, call in self._taps.take().items():
-            self._rows |= {f"qk_cosine/{name}/{path}": value for name, value in _cosines(call).items()}
-
-    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        if self._rows is None:
-            self.gradients(info)
-        return self._rows or {}
-
-    def close(self) -> None:
-        self._taps.close()
+        return observe_attention(context.model, "qk_cosine", _cosines)
 
 
 def _cosines(call: AttentionCall) -> dict[str, Tensor]:
@@ -101,7 +77,9 @@ def _unit(x_BHTK: Tensor) -> Tensor:
     """Vectors of length 1 in at least fp32, of a zero vector zero."""
     import torch
 
-    x_BHTK = x_BHTK.to(torch.promote_types(x_BHTK.dtype, torch.float32))
+    from foreshock.probes.precision import accurate
+
+    x_BHTK = accurate(x_BHTK)
     top_BHT1 = x_BHTK.abs().amax(-1, keepdim=True)
     x_BHTK = x_BHTK / top_BHT1.where(top_BHT1 != 0, 1)  # so that no square overflows or vanishes
     norm_BHT1: Tensor = torch.linalg.vector_norm(x_BHTK, dim=-1, keepdim=True)

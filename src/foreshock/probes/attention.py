@@ -4,7 +4,7 @@ Shapes: B batch, T queries, S keys, H heads, K head dimension; t the queries of 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foreshock.core.contracts import AttentionCall
 from foreshock.probes import hooks
+from foreshock.probes.precision import accurate
 
 AT_ONCE = 2**18
 """Logits always taken at once: 1 MiB in fp32. Below it, many short chunks cost more than they save."""
@@ -124,7 +125,7 @@ def largest_logits(call: AttentionCall) -> Tensor:
 
 def _chunks(call: AttentionCall) -> Iterator[tuple[int, AttentionCall]]:
     """The call cut into runs of queries, each with the position of its first query."""
-    q_BHTK, k_BHSK = _accurate(call.q_BHTK), _accurate(call.k_BHSK)
+    q_BHTK, k_BHSK = accurate(call.q_BHTK), accurate(call.k_BHSK)
     (B, H, T, K), S = q_BHTK.shape, k_BHSK.shape[-2]
     queries = max(K, AT_ONCE // (B * H * S))
     mask = None if call.mask is None else call.mask.broadcast_to(*call.mask.shape[:-2], T, S)
@@ -180,7 +181,7 @@ def _entropy(weights_BHtS: Tensor) -> Tensor:
 
 def vector_norms(x_BHTK: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and largest L2 norm of the vectors in the last dimension, 0-d each."""
-    norms_BHT = torch.linalg.vector_norm(_accurate(x_BHTK), dim=-1)
+    norms_BHT = torch.linalg.vector_norm(accurate(x_BHTK), dim=-1)
     return norms_BHT.mean(), norms_BHT.amax()
 
 
@@ -202,6 +203,22 @@ def tap_attention(model: nn.Module) -> hooks.Taps[AttentionCall]:
     return tap_cores(modules)
 
 
+def observe_attention(
+    model: nn.Module, group: str, quantities: Callable[[AttentionCall], dict[str, Tensor]]
+) -> hooks.TapsObserver[AttentionCall]:
+    """An observer with rows `group/<quantity>/<path>` of every attention, paths as in `tap_attention`.
+
+    They are made between the backward pass and the update: a score transform may own parameters, and they are then
+    still those of the forward pass.
+    """
+    return hooks.TapsObserver(
+        tap_attention(model),
+        lambda calls: {
+            f"{group}/{name}/{path}": value for path, call in calls.items() for name, value in quantities(call).items()
+        },
+    )
+
+
 def tap_cores(cores: Mapping[str, AttentionCore]) -> hooks.Taps[AttentionCall]:
     """As `tap_attention`, on these cores under these names."""
     return hooks.Taps(cores, _detached, at="input")
@@ -220,8 +237,3 @@ def _block(model: nn.Module, name: str) -> str | None:
 def _detached(inputs: tuple[Any, ...]) -> AttentionCall:
     call: AttentionCall = inputs[0]
     return replace(call, q_BHTK=call.q_BHTK.detach(), k_BHSK=call.k_BHSK.detach())
-
-
-def _accurate(tensor: Tensor) -> Tensor:
-    """The tensor in fp32, or as it is where it is fp64."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -5,7 +5,7 @@ guards each of them: torch.compile then holds exactly two graphs, one that liste
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -88,25 +88,52 @@ def tap_outputs(modules: Mapping[str, nn.Module], reduce: Callable[[Tensor], Ten
 
     Of an output that is a tuple the first member is taken.
     """
-    return _OutputObserver(modules, reduce, name)
+
+    def see(output: Any) -> Tensor:
+        first: Tensor = output[0] if isinstance(output, tuple) else output
+        return reduce(first.detach())
+
+    return TapsObserver(Taps(modules, see), lambda seen: {f"{name}/{path}": value for path, value in seen.items()})
 
 
-class _OutputObserver(Observer):
-    def __init__(self, modules: Mapping[str, nn.Module], reduce: Callable[[Tensor], Tensor], name: str) -> None:
-        def see(output: Any) -> Tensor:
-            first: Tensor = output[0] if isinstance(output, tuple) else output
-            return reduce(first.detach())
+class Tapping(Protocol[Seen]):
+    """What can be listened to for one step: `Taps`, or others that answer by path."""
 
-        self._name = name
-        self._taps = Taps(modules, see)
+    def listen(self) -> None:
+        """Forget what was seen and listen until `take`."""
 
-    def begin(self) -> None:
-        self._taps.listen()
-
-    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        return {f"{self._name}/{path}": value for path, value in self._taps.take().items()}
+    def take(self) -> dict[str, Seen]:
+        """What was seen since `listen`, by path; stops listening."""
+        ...
 
     def close(self) -> None:
+        """Remove every hook."""
+
+
+class TapsObserver(Observer, Generic[Seen]):
+    """Rows made of what taps saw, as soon as gradients are there: no parameter has been updated by then."""
+
+    def __init__(self, taps: Tapping[Seen], rows: Callable[[dict[str, Seen]], dict[str, Tensor]]) -> None:
+        self._taps, self._rows = taps, rows
+        self._found: dict[str, Tensor] | None = None
+
+    def begin(self) -> None:
+        """Listen."""
+        self._found = None
+        self._taps.listen()
+
+    def gradients(self, info: StepInfo) -> None:
+        """Make the rows."""
+        self._found = self._rows(self._taps.take())
+
+    def read(self, info: StepInfo) -> Mapping[str, Tensor]:
+        """Give the rows, made now where the loop does not tell of gradients."""
+        if self._found is None:
+            self.gradients(info)
+        return self._found or {}
+
+    def close(self) -> None:
+        """Remove every hook."""
         self._taps.close()
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from foreshock.core.errors import UserError
 from foreshock.probes.hooks import Taps, path
 from foreshock.probes.moments import l2_norms
+from foreshock.probes.precision import accurate_dtype
 from foreshock.probes.tees import gather, tee, token_norms
 
 FUSED: Mapping[str, tuple[frozenset[str], ...]] = {
@@ -152,7 +153,7 @@ class _Flow:
     def start(self) -> None:
         """Forget what was seen; new leaves."""
         self.clear()  # and leaves on the device of now: a model may move after it was tapped
-        dtype = torch.promote_types(self._like.dtype, torch.float32)
+        dtype = accurate_dtype(self._like)
         self.grad_input, self.grad_output = (
             torch.zeros(3, dtype=dtype, device=self._like.device, requires_grad=True) for _ in range(2)
         )

@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from foreshock.probes.precision import accurate, accurate_dtype
 
 
 def unscaled_update(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
@@ -35,11 +36,9 @@ def _updates(
     parameters: Sequence[Tensor], group: Mapping[str, Any], optimizer: Optimizer
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The parameters of one group with what the optimizer made of them."""
-    # "amsgrad" tells torch's Adam and AdamW from RAdam and NAdam, whose moments are combined in another way.
-    if {"betas", "eps", "amsgrad"} <= group.keys():
-        yield from _adam_updates(
-            [p for p in parameters if "exp_avg_sq" in optimizer.state.get(p, {})], group, optimizer
-        )
+    states = adam_states(optimizer, group, parameters)
+    if states:
+        yield from _adam_updates(states, group)
     elif {"momentum", "dampening", "nesterov"} <= group.keys():
         for parameter in parameters:
             update = _sgd_update(parameter, group, optimizer.state.get(parameter, {}))
@@ -49,18 +48,44 @@ def _updates(
 
 @torch.no_grad()
 def _adam_updates(
-    parameters: Sequence[Tensor], group: Mapping[str, Any], optimizer: Optimizer
+    states: Mapping[Tensor, Mapping[str, Any]], group: Mapping[str, Any]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    if not parameters:
-        return
-    states = [optimizer.state[parameter] for parameter in parameters]
-    beta1, beta2 = group["betas"]
+    moments = zip(adam_means(states.values(), group), adam_roots(states.values(), group), strict=True)
+    for parameter, (mean, root) in zip(states, moments, strict=True):
+        yield parameter, mean.div_(root.add_(group["eps"]))
+
+
+def adam_states(
+    optimizer: Optimizer, group: Mapping[str, Any], parameters: Iterable[Tensor]
+) -> dict[Tensor, Mapping[str, Any]]:
+    """State of those among a group's parameters that torch's Adam or AdamW has stepped; empty for other optimizers."""
+    # "amsgrad" tells them from RAdam and NAdam, whose moments are combined in another way.
+    if not {"betas", "eps", "amsgrad"} <= group.keys():
+        return {}
+    return {p: state for p in parameters if "exp_avg_sq" in (state := optimizer.state.get(p, {}))}
+
+
+def adam_means(states: Collection[Mapping[str, Any]], group: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Adam's bias-corrected first moment m / (1 - β1ᵗ) of each state, made one at a time, in at least fp32."""
+    for state, correction in zip(states, _corrections(states, group["betas"][0]), strict=True):
+        yield accurate(state["exp_avg"]) / correction
+
+
+def adam_roots(states: Collection[Mapping[str, Any]], group: Mapping[str, Any]) -> Iterator[Tensor]:
+    """√(v / (1 - β2ᵗ)), v the second moment, or the largest so far with amsgrad; otherwise as `adam_means`."""
+    second_moment = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    for state, correction in zip(states, _corrections(states, group["betas"][1]), strict=True):
+        yield (accurate(state[second_moment]) / correction).sqrt_()
+
+
+def _corrections(states: Collection[Mapping[str, Any]], beta: float) -> Sequence[Tensor]:
+    """1 - βᵗ for each state (0-d), t its step."""
+    if not states:
+        return ()
     # Fused and capturable versions keep the step on the device: stay a tensor, so that nothing is copied.
     steps = torch.stack([torch.as_tensor(state["step"]).double() for state in states])
-    first_corrections, second_corrections = (1 - beta1**steps).unbind(), (1 - beta2**steps).sqrt().unbind()
-    second_moment = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-    for parameter, state, first, second in zip(parameters, states, first_corrections, second_corrections, strict=True):
-        yield parameter, (state["exp_avg"] / first).div_((state[second_moment].sqrt() / second).add_(group["eps"]))
+    corrections: Sequence[Tensor] = (1 - beta**steps).unbind()
+    return corrections
 
 
 def _sgd_update(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
@@ -79,7 +104,7 @@ def rms(tensor: Tensor) -> Tensor:
     >>> rms(torch.tensor([3.0, 4.0, 0.0, 0.0]))
     tensor(2.5000)
     """
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_accurate([tensor]))
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=accurate_dtype(tensor))
     return norm / math.sqrt(tensor.numel())
 
 
@@ -87,7 +112,7 @@ def l2_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The L2 norm of each tensor, 0-d each, in one batched call and at least fp32."""
     if not tensors:
         return []
-    return list(torch._foreach_norm(list(tensors), dtype=_accurate(tensors)))
+    return list(torch._foreach_norm(list(tensors), dtype=accurate_dtype(*tensors)))
 
 
 def grouped_rms(keys: Sequence[str], norms: Sequence[Tensor], sizes: Sequence[int]) -> dict[str, Tensor]:
@@ -106,8 +131,3 @@ def grouped_rms(keys: Sequence[str], norms: Sequence[Tensor], sizes: Sequence[in
     for key, share in zip(keys, shares, strict=True):
         members[key].append(share)
     return {key: torch.linalg.vector_norm(torch.stack(own)) if own[1:] else own[0] for key, own in members.items()}
-
-
-def _accurate(tensors: Sequence[Tensor]) -> torch.dtype:
-    """fp32, or fp64 where a tensor has it."""
-    return reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreshock.probes.precision import accurate_dtype
+
 
 def tee(x: Tensor, leaf: Tensor, gathers: Sequence[Tensor] = (), *, squares: bool = False) -> Tensor:
     """x, of whose gradient a leaf is told how large it is.
@@ -70,6 +72,5 @@ def _sums(norms_N: Tensor) -> Tensor:
 
 def token_norms(x: Tensor) -> Tensor:
     """The L2 norm over the last dimension, detached, in at least fp32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    norms_N: Tensor = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=dtype)
+    norms_N: Tensor = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=accurate_dtype(x))
     return norms_N

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from foreshock.core.contracts import Edit
 from foreshock.core.errors import UserError
+from foreshock.probes.moments import adam_means, adam_roots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,7 @@ class GroupStep:
     def corrected_moments(self) -> tuple[list[Tensor], list[Tensor]]:
         """Adam's m / (1 - β1ᵗ) and √(v / (1 - β2ᵗ)) of every parameter after the step, in at least fp32."""
         states = [self.optimizer.state[parameter] for parameter in self.parameters]
-        beta1, beta2 = self.group["betas"]
-        second = "max_exp_avg_sq" if self.group["amsgrad"] else "exp_avg_sq"
-        # Fused and capturable versions keep the step on the device: stay a tensor, so that nothing is copied.
-        steps = torch.stack([torch.as_tensor(state["step"]).double() for state in states])
-        means = [_accurate(state["exp_avg"]) for state in states]
-        squares = [_accurate(state[second]) for state in states]
-        roots = torch._foreach_sqrt(torch._foreach_div(squares, (1 - beta2**steps).unbind()))
-        return list(torch._foreach_div(means, (1 - beta1**steps).unbind())), list(roots)
+        return list(adam_means(states, self.group)), list(adam_roots(states, self.group))
 
 
 def after_each_step(optimizer: Optimizer, rule: Callable[[GroupStep], None], *, first: bool = False) -> Edit:
@@ -160,10 +154,6 @@ def _put_first(handle: RemovableHandle) -> RemovableHandle:
     assert hooks is not None
     hooks.move_to_end(handle.id, last=False)
     return handle
-
-
-def _accurate(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
