@@ -86,6 +86,39 @@ def test_arms_of_which_the_same_is_said_share_a_sentence(tmp_path: Path) -> None
     assert sum("`optim.weight_decay=0.1` and `optim.weight_decay=0.2`" in text for text in many) == 3
 
 
+def test_many_arms_are_ranked_by_what_the_seeds_say(tmp_path: Path) -> None:
+    """Seven arms beside the base: four that help, one that does harm, one that is noise, one on which all is well."""
+    parts = {"none": 1.0, "dyt": 0.4, "peri_ln": 0.1, "qk_norm": 0.3, "soft_cap": 0.2, "z_loss": 1.5, "zclip": 1.0}
+
+    def plant(run: Planned) -> Planted:
+        part = parts[run.arm] + 0.01 * run.seed
+        if run.arm == "zclip":
+            part += 0.3 * (run.seed - 0.5)
+        return Planted(final=2.0 + (part if run.lr == 1.0 else 0.0) + (run.lr == 1e-3), max_logit=100 * parts[run.arm])
+
+    arms = ["none", "soft_cap", "zclip", "dyt", "z_loss", "qk_norm", "peri_ln"]
+    for more in ([], ["qk_clip"]):
+        parts["qk_clip"] = 0.05
+        text = "\n".join(
+            findings(
+                tmp_path / str(len(more)),
+                arms=arms + more,
+                sizes=[(64, 3)],
+                lrs=[1e-3, 1e-2, 1.0],
+                seeds=[0, 1, 2],
+                plant=plant,
+            )
+        )
+        ranked = "arms at 64×3 (147,456 block parameters): a smaller instability part than `none` (0.337 nats"
+        assert (f"5 {ranked}" in text) is bool(more)
+    assert "`qk_clip` 0.02, `peri_ln` 0.0367, `soft_cap` 0.07, `qk_norm` 0.103, `dyt` 0.137." in text
+    assert "1 arm at 64×3 (147,456 block parameters): a larger instability part than `none`, no cure here" in text
+    assert "the seeds do not tell from that of `none`" in text
+    assert "paired over 3 seeds): `zclip` 0.387." in text
+    assert "100 in `none`; 5 in `qk_clip`; 10 in `peri_ln`; 20 in `soft_cap`; 100 in `zclip`; 150 in `z_loss`; in the other 2 " in text
+    assert "in the other 1 arms" not in text
+
+
 def test_a_torn_record_is_said(tmp_path: Path) -> None:
     folder = fabricate_study(tmp_path / "s", steps=40, sizes=[(32, 2)])
     run = next((folder / "runs").iterdir())

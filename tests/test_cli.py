@@ -87,6 +87,7 @@ BAD = {
     "vary at an axis": (["--vary", "optim.lr=1,2"], "--lrs"),
     "vary without a value": (["--vary", "optim.beta2"], "path.to.field=value"),
     "type": (["--set", "train.patience=many"], "train.patience"),
+    "set twice by --set": (["--set", "optim.beta2=0.9", "optim.beta2=0.8"], "--set optim.beta2: given twice"),
     "set twice, by option and by --set": (["--set", "train.steps=5"], "--set train.steps: an option of its own"),
     "recipe after an option": (["--lrs", "1e-2", "small"], "--lrs: 'small' is a recipe; put it before the options"),
     "recipe after --set": (["--set", "optim.beta2=0.9", "small"], "--set: 'small' is a recipe"),
@@ -496,7 +497,9 @@ def test_public_names_are_what_they_say() -> None:
         _ = foreshock.nonsense
 
 
-def test_help_lists_the_commands() -> None:
-    result = subprocess.run([sys.executable, "-m", "foreshock", "--help"], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_help_lists_the_commands(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "foreshock", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     for command in ("study", "train", "report", "doctor"):
         assert command in result.stdout

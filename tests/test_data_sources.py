@@ -58,7 +58,7 @@ def test_data_imports_no_torch():
 # --- parse_source -----------------------------------------------------------------------------------------------
 
 
-def test_parse_source_by_name_and_by_path(tmp_path):
+def test_parse_source_by_name_and_by_path(tmp_path, monkeypatch):
     text, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
     text.write_text("x")
     lines.write_text("{}")
@@ -67,6 +67,8 @@ def test_parse_source_by_name_and_by_path(tmp_path):
     assert parse_source(str(text)) == Spec("text", {"path": str(text)})
     assert parse_source(str(tmp_path)) == Spec("text", {"path": str(tmp_path)})
     assert parse_source(str(lines)) == Spec("jsonl", {"path": str(lines)})
+    monkeypatch.chdir(tmp_path)
+    assert parse_source("a.txt") == Spec("text", {"path": str(text)})  # one corpus, however it is called
     assert parse_source("hf:a/b") == Spec("huggingface", {"dataset": "a/b"})
     full = parse_source("jsonl:path=x.jsonl,text_field=content")
     assert full == Spec("jsonl", {"path": "x.jsonl", "text_field": "content"})

@@ -118,6 +118,13 @@ def test_unreadable_status_counts_as_queued(folder: RunFolder) -> None:
     assert folder.status() == {"status": "queued"}
 
 
+@pytest.mark.parametrize("content", ["{}", '{"status": 3}', "[]"])
+def test_a_status_without_a_status_is_refused(folder: RunFolder, content: str) -> None:
+    (folder.path / "status.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"status\.json does not say how the run stands .* or remove it"):
+        folder.status()
+
+
 def test_status_before_and_after(folder: RunFolder) -> None:
     """A run is queued until a worker writes otherwise; every status has a heartbeat."""
     assert folder.status() == {"status": "queued"}

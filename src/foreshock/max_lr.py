@@ -174,7 +174,7 @@ def run_search(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the runs in progress were checkpointed.
     """
     started, plan = time.monotonic(), search.coarse
-    folder, failures = _Folder(plan.folder.path), list[Failure]()
+    folder, failures = StudyFolder(plan.folder.path), list[Failure]()
     with ExitStack() as stack:
         while plan.runs:
             plan = replace(plan, folder=folder)
@@ -194,19 +194,6 @@ def run_search(
                 on_round(plan)
     write_tables(folder.path, tables)
     return _conclude(search, folder.path, edges, failures)
-
-
-class _Folder(StudyFolder):
-    """A study's folder whose study.json lists the runs of every round."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.entered: list[Run] = []
-
-    def open(self, study: Study, runs: Sequence[Run]) -> None:
-        """Add the runs of a round."""
-        self.entered += runs
-        super().open(study, self.entered)
 
 
 def further_runs(edges: pl.DataFrame, entered: Sequence[Run], resolution: float) -> list[RunConfig]:

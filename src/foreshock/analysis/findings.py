@@ -1,10 +1,8 @@
 """What a study found, in plain words: every sentence is computed from the tables, and says so when nothing showed."""
 
-from typing import Any
-
 import polars as pl
 
-from foreshock.analysis.intervals import BASE_ARM
+from foreshock.analysis.cure_findings import cures
 from foreshock.analysis.logit_findings import attention, output_logits
 from foreshock.analysis.sensitivity import comparable
 from foreshock.analysis.tables import Tables
@@ -14,7 +12,6 @@ from foreshock.analysis.wording import (
     arms_of,
     by_statement,
     counts,
-    listed,
     many,
     number,
     shape_of,
@@ -39,7 +36,7 @@ def finding(tables: Tables) -> list[str]:
         ]
     return [
         _instability(finished, sensitivity),
-        *_cures(sensitivity, comparisons),
+        *cures(sensitivity, comparisons),
         *_stable_range(sensitivity),
         *attention(finished, growth),
         *output_logits(finished),
@@ -101,80 +98,6 @@ def _stable_upward(upward: pl.DataFrame, best: str, where: str) -> str:
         f"The instability did not show {where}: every run from {best} up to the highest tried ({top}) ended "
         "stable. Try higher learning rates, larger sizes or more steps."
     )
-
-
-def _cures(sensitivity: pl.DataFrame, comparisons: pl.DataFrame) -> list[str]:
-    """The instability part with each arm against the base arm, at the largest size they share, and with size.
-
-    A single LR has no such part.
-    """
-    parts = comparisons.filter((pl.col("statistic") == "instability_part") & (pl.col("n_lrs") > 1))
-    # Of several LR grids at that size the one with the most seeds, then the one with the most LRs.
-    parts = parts.sort("arm", "params", *SIZE, "n_pairs", "n_lrs")
-    rows = {row["arm"]: row for row in parts.iter_rows(named=True)}
-    statements = by_statement({arm: _cure(row) for arm, row in rows.items()})
-    found = [f"With {arms} {statement}" for arms, statement in statements.items()]
-    n = parts["n_comparisons"].max()
-    if isinstance(n, int) and n > 1 and any(row["unstable_runs"] and row["low"] is not None for row in rows.values()):
-        found.append(f"{n} such intervals were computed, each at 95 % by itself: about one in twenty misses by chance.")
-    if sensitivity["n_lrs"].max() == 1:
-        return found
-    alike = comparable(sensitivity)
-    trends = [trend for arm in arms_of(alike) if (trend := _trend(alike.filter(pl.col("arm") == arm)))]
-    line = [f"Instability part of LR sensitivity, smallest to largest size: {'; '.join(trends)}."] if trends else []
-    return found + _not_compared(arms_of(sensitivity), set(rows)) + line
-
-
-def _not_compared(arms: list[str], compared: set[str]) -> list[str]:
-    if BASE_ARM not in arms:
-        return [f"No run of the base recipe (`{BASE_ARM}`) has finished here, so that no arm is compared with it."]
-    others = [arm for arm in arms if arm not in compared and arm != BASE_ARM]
-    if not others:
-        return []
-    verb = agree(len(others), "is", "are")
-    return [f"{listed(others)} {verb} not compared with `{BASE_ARM}`: no size, seed and learning rates are the same."]
-
-
-def _cure(row: dict[str, Any]) -> str:
-    """What an arm does to the instability part, at one size.
-
-    If every run from the best LR upward is stable, with and without, the two parts are sums of what the outcome rule
-    allows a stable run (up to 5 % of l0 − best loss each): which of them is the larger says nothing.
-    """
-    if row["unstable_runs"] == 0:
-        return (
-            f"no run from the best learning rate upward went wrong at {size_of(row)}, nor in `{row['base_arm']}`: "
-            "there is nothing to cure."
-        )
-    base, arm, low, high = row["base_mean"], row["arm_mean"], row["low"], row["high"]
-    text = f"the instability part at {size_of(row)} is {number(arm)} nats instead of {number(base)}"
-    if low is None:
-        return f"{text}{_ratio(base, arm)}. This is one seed: there is no interval."
-    settled = low > 0 or high < 0
-    zero = "which excludes zero" if settled else "which includes zero, so the seeds do not settle it"
-    difference = f"{number(row['difference'])} (95 % interval {number(low)} to {number(high)}, {zero})"
-    ratio = _ratio(base, arm) if settled else ""
-    return f"{text}{ratio}. Paired over {row['n_pairs']} seeds the difference is {difference}."
-
-
-def _ratio(base: float, arm: float) -> str:
-    if min(base, arm) <= 0:
-        return ""
-    if max(base, arm) < 1.05 * min(base, arm):
-        return ", about the same"
-    return f", {base / arm:.1f} times smaller" if arm <= base else f", {arm / base:.1f} times larger: no cure here"
-
-
-def _trend(curves: pl.DataFrame) -> str:
-    """The instability part at the smallest and the largest size, of an arm in which something went wrong."""
-    if not curves["unstable_runs"].sum():
-        return ""
-    by_size = curves.group_by("params", *SIZE).agg(pl.col("instability_part").mean()).sort("params", *SIZE)
-    if by_size.height < 2:
-        return ""
-    first, last = by_size.row(0, named=True), by_size.row(-1, named=True)
-    ends = f"{number(first['instability_part'])} to {number(last['instability_part'])}"
-    return f"`{curves['arm'][0]}` {ends} ({shape_of(first)} to {shape_of(last)})"
 
 
 def _stable_range(sensitivity: pl.DataFrame) -> list[str]:

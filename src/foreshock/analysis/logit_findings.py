@@ -1,10 +1,12 @@
 """What a study found about attention and output logits, in plain words."""
 
 import math
+from typing import Any
 
 import polars as pl
 
-from foreshock.analysis.wording import SIZE, arms_of, listed, many, number, size_of
+from foreshock.analysis.intervals import BASE_ARM
+from foreshock.analysis.wording import FEW, SIZE, arms_of, listed, many, number, size_of
 
 CRITICAL_LOGIT = 1e4
 """Largest attention logit above which every run of 2309.14322 (sec. 3.3) diverged."""
@@ -47,11 +49,21 @@ def _shared_point(finite: pl.DataFrame) -> pl.DataFrame | None:
 def _compare_logits(here: pl.DataFrame, growth: pl.DataFrame) -> str:
     first = here.row(0, named=True)
     values = {arm: here.filter(pl.col("arm") == arm)["max_attention_logit"].median() for arm in arms_of(here)}
-    each = "; ".join(f"{number(value)} in `{arm}`{_slope(growth, arm, first['lr'])}" for arm, value in values.items())
+    told = values if len(values) <= FEW else _ends(values)
+    each = "; ".join(f"{number(value)} in `{arm}`{_slope(growth, arm, first['lr'])}" for arm, value in told.items())
+    if len(told) < len(values):
+        each += f"; in the other {len(values) - len(told)} arms between these"
     beyond = [f"`{arm}`" for arm, value in values.items() if float(str(value)) > CRITICAL_LOGIT]
     named = ", ".join(beyond) or "no arm here"
     line = f"Above {number(CRITICAL_LOGIT)}, where 2309.14322 saw every run diverge: {named}."
     return f"Largest attention logit at {size_of(first)} and learning rate {number(first['lr'])}: {each}. {line}"
+
+
+def _ends(values: dict[str, Any]) -> dict[str, Any]:
+    """The base arm, if it is there, the three lowest arms and the three highest."""
+    rising = sorted(values, key=lambda arm: float(values[arm]))
+    shown = [*rising[:3], *rising[-3:]]
+    return {arm: values[arm] for arm in values if arm == BASE_ARM} | {arm: values[arm] for arm in shown}
 
 
 def _slope(growth: pl.DataFrame, arm: str, lr: float) -> str:
@@ -75,10 +87,15 @@ def output_logits(finished: pl.DataFrame) -> list[str]:
     calm = known.join(drifted, on="arm", how="anti")
     if calm.height:
         furthest = _moved(calm.sort("moved").row(-1, named=True))
-        found.append(
-            f"Output logits do not drift in {listed(arms_of(calm))}: in the run that moves furthest, log Z {furthest}."
-        )
+        where = _these(arms_of(calm), arms_of(known))
+        found.append(f"Output logits do not drift in {where}: in the run that moves furthest, log Z {furthest}.")
     return found
+
+
+def _these(arms: list[str], of: list[str]) -> str:
+    if len(arms) <= FEW:
+        return listed(arms)
+    return f"any of the {len(of)} arms" if len(arms) == len(of) else f"{len(arms)} of {len(of)} arms"
 
 
 def _drift(known: pl.DataFrame, drifted: pl.DataFrame) -> str:

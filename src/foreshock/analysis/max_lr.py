@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from foreshock.analysis.outcomes import OutcomeRule, add_outcomes
+from foreshock.analysis.outcomes import OUTCOME_COLUMNS, OutcomeRule, add_outcomes
 from foreshock.analysis.sensitivity import CURVE, ENTRY
 from foreshock.analysis.wording import many, number, shape_of
 from foreshock.core.errors import require
@@ -121,7 +121,7 @@ def edges_table(runs: pl.DataFrame, rule: OutcomeRule | None = None) -> pl.DataF
         runs: the rows of `read_runs` that take part.
         rule: constants of the outcome rule; None for the defaults.
     """
-    bare = runs.drop("outcome", "below_best", "bigram_clause", strict=False)
+    bare = runs.drop(OUTCOME_COLUMNS, strict=False)
     decided = add_outcomes(bare, rule or OutcomeRule())
     rows = [_edge_row(curve) for curve in decided.partition_by(CURVE, maintain_order=True)]
     return pl.DataFrame(rows, schema=EDGES_SCHEMA)

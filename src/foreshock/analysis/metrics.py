@@ -138,23 +138,8 @@ def _runs_in(path: Path) -> Iterator[FoundRun]:
         yield FoundRun(run_id=config.parent.name, folder=folder, source=path, study=study)
 
 
-def status_of(folder: RunFolder) -> dict[str, Any]:
-    """What status.json says; that of a run that has not started if it is not there or is no JSON.
-
-    Raises:
-        RunFolderError: it does not say how the run stands.
-    """
-    status = folder.status()
-    if not isinstance(status.get("status"), str):
-        raise RunFolderError(
-            f"{folder.path / 'status.json'} does not say how the run stands (status); restore the file, or remove it "
-            "and run the study again, which completes the run"
-        )
-    return status
-
-
 def _finished(folder: RunFolder) -> bool:
-    return status_of(folder)["status"] in FINISHED
+    return folder.status()["status"] in FINISHED
 
 
 def _parse(run: FoundRun) -> pl.DataFrame:

@@ -175,3 +175,5 @@ def _failed_alone(rule: OutcomeRule) -> pl.Expr:
 
 
 _ADDED = {"run_id": pl.String, "outcome": pl.String, "below_best": pl.Boolean, "bigram_clause": pl.Boolean}
+OUTCOME_COLUMNS = tuple(_ADDED)[1:]
+"""The columns that `add_outcomes` adds."""

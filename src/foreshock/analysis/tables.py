@@ -11,7 +11,7 @@ import polars as pl
 
 from foreshock.analysis.growth import growth_table
 from foreshock.analysis.intervals import comparisons_table
-from foreshock.analysis.metrics import FoundRun, Source, find_runs, not_started, read_metrics, scan_metrics, status_of
+from foreshock.analysis.metrics import FoundRun, Source, find_runs, not_started, read_metrics, scan_metrics
 from foreshock.analysis.naming import distinct_arms, name_studies, reference_tokens
 from foreshock.analysis.outcomes import OutcomeRule, add_outcomes, train_rise
 from foreshock.analysis.sensitivity import ENTRY, sensitivity_table
@@ -171,7 +171,7 @@ _FACTS: dict[str, Any] = {
 def _facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
     """What config, manifest and status say of a run."""
     config = _config(run.folder.config(), run.folder.path / "config.json")
-    manifest, status, study = run.folder.manifest(), status_of(run.folder), run.study
+    manifest, status, study = run.folder.manifest(), run.folder.status(), run.study
     if status["status"] in FINISHED and manifest.get("params") is None:
         raise RunFolderError(
             f"{run.folder.path / 'manifest.json'} does not say how many parameters the finished run has (params); "

@@ -7,6 +7,8 @@ import polars as pl
 
 from foreshock.analysis.intervals import BASE_ARM
 
+FEW = 6
+"""Arms up to which each is spoken of by itself."""
 SIZE = ["width", "depth", "heads"]
 """Columns that name a size."""
 

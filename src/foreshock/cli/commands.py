@@ -32,7 +32,7 @@ def read_command(argv: Sequence[str] | None) -> Study | Train | MaxLr | Report |
         ConfigError: an unknown command or option; the nearest is offered.
         SystemExit: `--help`, `--version`, or arguments that make no command; what was missing has been printed.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     check_first(arguments[:1])
     command, rest = tyro.cli(
         Command, prog="foreshock", description=DESCRIPTION, args=arguments, return_unknown_args=True

@@ -120,11 +120,22 @@ class RunFolder:
         files.write_json(self.path / "manifest.json", {"format": FORMAT, **manifest})
 
     def status(self) -> dict[str, Any]:
-        """The last status written; `queued` before the first, or if it cannot be read."""
+        """The last status written; `queued` before the first, or if it cannot be read.
+
+        Raises:
+            RunFolderError: it does not say how the run stands.
+        """
+        path = self.path / "status.json"
         try:
-            return dict(files.read_json(self.path / "status.json"))
+            status = dict(files.read_json(path))
         except RunFolderError:  # absent or damaged: the checkpoints know where the run stands
             return {"status": "queued"}
+        if not isinstance(status.get("status"), str):
+            raise RunFolderError(
+                f"{path} does not say how the run stands (status); restore the file, or remove it and run the study "
+                "again, which completes the run"
+            )
+        return status
 
     def write_status(self, status: Status, **facts: Any) -> None:
         """Replace the status, stamped with process, host and the time in seconds since the epoch."""

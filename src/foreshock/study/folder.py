@@ -54,6 +54,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.runs = path / "runs"
+        self.entered: list[Run] = []
 
     def check(self) -> None:
         """See, without leaving a trace, that the folder can be read and written.
@@ -70,10 +71,12 @@ class StudyFolder:
             folder.config()
 
     def open(self, study: Study, runs: Sequence[Run]) -> None:
-        """Make the folder and write what is asked."""
+        """Make the folder and write what is asked: these runs, after those that were opened here before."""
+        self.entered += runs
         files.make_folder(self.runs)
         with self._lock():
-            files.write_json(self.path / "study.json", study_to_json(study, [run.run_id for run in runs]))
+            run_ids = list(dict.fromkeys(run.run_id for run in self.entered))
+            files.write_json(self.path / "study.json", study_to_json(study, run_ids))
 
     def state(self, run: Run) -> State:
         """Where a run stands, after a finished rerun, anyone's, was put in the place of the run it replaces."""

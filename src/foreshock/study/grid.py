@@ -150,13 +150,13 @@ def expand(study: Study) -> list[RunConfig]:
     """
     runs: dict[str, RunConfig] = {}
     for seed, size, lr, arm in product(study.seeds, study.sizes, study.lrs, study.arms):
-        config = resolve(_at(arm.apply(study.base), size, lr, seed))
+        config = resolve(at_point(arm.apply(study.base), size, lr, seed))
         runs.setdefault(canonical_json(bits_of(config)), config)
     return sorted(runs.values(), key=lambda config: (study.seeds.index(config.train.seed), -rough_seconds(config)))
 
 
-def _at(config: RunConfig, size: Size, lr: float, seed: int) -> RunConfig:
-    """The config at one point of the grid."""
+def at_point(config: RunConfig, size: Size, lr: float, seed: int) -> RunConfig:
+    """The config at one point of a grid."""
     sized = replace(config.model, width=size.width, depth=size.depth, heads=size.heads)
     return replace(config, model=sized, optim=replace(config.optim, lr=lr), train=replace(config.train, seed=seed))
 
@@ -165,10 +165,15 @@ def override(base: RunConfig, settings: Iterable[str]) -> RunConfig:
     """The base recipe with `path=value` settings; they hold for every arm and are part of no arm's name.
 
     Raises:
-        ConfigError: not of this form, an unknown field, a bad value, or a path that is an axis of the grid.
+        ConfigError: not of this form, an unknown field, a bad value, a path that is an axis of the grid, or one
+            given twice.
     """
+    seen: set[str] = set()
     for setting in settings:
         path, text = _setting(setting, "--set")
+        if path in seen:
+            raise ConfigError(f"--set {path}: given twice; give one value, or compare several with --vary")
+        seen.add(path)
         base = replace_at(base, path, parse_value(text))
     return base
 

@@ -49,7 +49,17 @@ def make_plan(
     Raises:
         UserError: anything in the study, the data, the machine or the folder that would not work.
     """
-    configs = expand(study)
+    return plan_runs(study, expand(study), out, workers, data_progress)
+
+
+def plan_runs(
+    study: Study,
+    configs: Sequence[RunConfig],
+    out: Path | str,
+    workers: int | None = None,
+    data_progress: DataProgress | None = None,
+) -> Plan:
+    """As `make_plan`, of some runs, resolved, that need not fill a grid; the study says what they are named against."""
     check_machine(configs)
     folder = StudyFolder(Path(out))
     folder.check()
@@ -110,7 +120,7 @@ def _planned(
     )
 
 
-def check_machine(configs: list[RunConfig]) -> None:
+def check_machine(configs: Sequence[RunConfig]) -> None:
     """Raise a ConfigError if a config names an unknown task, or this machine cannot run it."""
     machine.check_torch()
     known = [name for name in plugins.names("tasks") if name != "worker"]

@@ -138,7 +138,7 @@ def _read_source(text: str) -> Spec:
     path = Path(text)
     if path.exists():
         source = {".jsonl": "jsonl", ".bin": "binary"}.get(path.suffix.lower(), "text")
-        return Spec(source, {"path": text})
+        return Spec(source, {"path": str(path.absolute())})  # the same corpus however it is called, and from everywhere
     if "/" in text or path.suffix in (".txt", ".jsonl", ".bin"):
         raise DataError(f"data.source: there is no file or folder {text!r}; give an existing path or a source by name")
     if ":" in spec.name:
