@@ -26,7 +26,7 @@ def scripts() -> list[tuple[Path, str]]:
 
 def commands() -> list[str]:
     lines = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
-    trained = ("foreshock study", "foreshock max-lr")
+    trained = ("foreshock study", "foreshock max-lr", "foreshock reproduce")
     return [line.partition(" #")[0].strip() for line in lines if line.startswith(trained)]
 
 

@@ -10,6 +10,7 @@ import tyro
 from foreshock.cli.doctor import Doctor
 from foreshock.cli.max_lr import MaxLr
 from foreshock.cli.report import Report
+from foreshock.cli.reproduce import Reproduce
 from foreshock.cli.study import Study
 from foreshock.cli.train import Train
 from foreshock.core.errors import ConfigError, unknown
@@ -20,12 +21,13 @@ Command = (
     Annotated[Study, tyro.conf.subcommand("study", prefix_name=False)]
     | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[MaxLr, tyro.conf.subcommand("max-lr", prefix_name=False)]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)]
 )
 
 
-def read_command(argv: Sequence[str] | None) -> Study | Train | MaxLr | Report | Doctor:
+def read_command(argv: Sequence[str] | None) -> Study | Train | MaxLr | Reproduce | Report | Doctor:
     """The command that the arguments ask for.
 
     Raises:

@@ -1,0 +1,267 @@
+"""Runs the claims of a paper, the central ones first, and judges each by the runs of its grid.
+
+Claims share their runs, in one study's folder. Killed at any moment, the same call goes on.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from foreshock.analysis.metrics import find_runs
+from foreshock.analysis.tables import read_runs
+from foreshock.core import files
+from foreshock.core.config import canonical_json
+from foreshock.core.errors import ConfigError
+from foreshock.core.run_config import bits_of
+from foreshock.reproductions import claims_of
+from foreshock.reproductions._claim import Claim, Result, judge
+from foreshock.reproductions._scale import Scale
+from foreshock.study.estimate import Estimate, duration, estimate, measure, rough_seconds
+from foreshock.study.folder import Run
+from foreshock.study.grid import Study, parse_arms
+from foreshock.study.launchers.base import Launcher
+from foreshock.study.launchers.local import on_this_machine
+from foreshock.study.plan import DataProgress, Plan, plan_further, plan_runs
+from foreshock.study.runner import Failure, Progress, run_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agenda:
+    """The claims of a paper, checked and ready to run."""
+
+    scale: Scale
+    """How large the runs are."""
+    claims: tuple[Claim, ...]
+    """In order of priority."""
+    plans: tuple[Plan, ...]
+    """The runs of each."""
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """The runs of all claims, each once, by id."""
+        return {run.run_id: run for plan in self.plans for run in plan.runs}
+
+    def expected(self) -> Estimate:
+        """Wall time of what is missing."""
+        first = self.plans[0]
+        missing = [run.config for run in self.runs.values() if not first.folder.answers(run)]
+        return estimate(missing, first.workers, measure(first.folder.wall_times()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """What was found of the claims of a paper."""
+
+    results: tuple[Result, ...]
+    """One for each claim, in order of priority."""
+    failures: tuple[Failure, ...]
+    """Runs that did not come to their end; the same call tries them again."""
+
+
+def plan_claims(
+    paper: str,
+    scale: str,
+    out: Path | str,
+    *,
+    ids: Iterable[str] = (),
+    workers: int | None = None,
+    data_progress: DataProgress | None = None,
+) -> Agenda:
+    """Check the claims of a paper and plan their runs; leaves no trace in `out`.
+
+    Args:
+        paper: its name, such as small-scale-proxies.
+        scale: cpu or gpu; what `paper` would cost is told by `cost`.
+        out: a study's folder for all runs.
+        ids: the claims; all of them if none is named.
+        workers: runs side by side; by default as many as the processors carry, or one a CUDA device.
+        data_progress: told how far the tokens are prepared.
+
+    Raises:
+        UserError: an unknown name, or anything that would not work here.
+    """
+    at, claims = claims_of(paper, scale, ids)
+    study = _study(paper, at, claims)
+    first = plan_runs(study, claims[0].configs(at), out, workers, data_progress)
+    others = [plan_further(first, claim.configs(at)) for claim in claims[1:]]
+    return Agenda(scale=at, claims=tuple(claims), plans=(first, *others))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a claim says and what its runs take."""
+
+    id: str
+    """Name of the claim."""
+    source: str
+    """Where the paper says it."""
+    statement: str
+    """What the paper says."""
+    statistic: str
+    """The number that decides."""
+    expect: str
+    """Where the claim puts it: above, below or within."""
+    threshold: float
+    """The margin."""
+    runs: int
+    """Runs of its grid."""
+    new_runs: int
+    """Those that no claim before it has."""
+    seconds: float
+    """Rough time of the new ones, one after another, on one core or device."""
+
+
+def cost(paper: str, scale: str, ids: Iterable[str] = ()) -> list[Cost]:
+    """What each claim would take; prepares no data and checks no machine.
+
+    Raises:
+        ConfigError: no such paper, scale or claim; the nearest name is offered.
+    """
+    at, claims = claims_of(paper, scale, ids)
+    seen: set[str] = set()
+    costs = []
+    for claim in claims:
+        configs = {canonical_json(bits_of(config)): config for config in claim.configs(at)}
+        new = [config for key, config in configs.items() if key not in seen]
+        seen |= configs.keys()
+        costs.append(
+            Cost(
+                id=claim.id,
+                source=claim.source,
+                statement=claim.statement,
+                statistic=claim.statistic,
+                expect=claim.margin.side,
+                threshold=claim.margin.threshold,
+                runs=len(configs),
+                new_runs=len(new),
+                seconds=sum(map(rough_seconds, new)),
+            )
+        )
+    return costs
+
+
+def run_claims(
+    agenda: Agenda,
+    *,
+    budget: float | None = None,
+    launcher: Launcher | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_claim: Callable[[Claim, Plan], None] = lambda claim, plan: None,
+) -> Reproduction:
+    """Run the claims in order, each if what it lacks is expected to fit into the budget, and judge them all.
+
+    Args:
+        agenda: what `plan_claims` gave.
+        budget: wall-clock seconds of this call; None is without limit.
+        launcher: what starts the runs; by default processes on this machine.
+        on_progress: called about twice a second, and whenever a run ends; counts the runs of one claim.
+        on_claim: called when a claim's runs start.
+
+    Raises:
+        ConfigError: the budget is too small for the first claim that lacks runs.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the runs in progress were checkpointed.
+    """
+    started, folder = time.monotonic(), agenda.plans[0].folder
+    if budget is not None:
+        _check_budget(agenda, budget)
+    failures: list[Failure] = []
+    skipped: dict[str, str] = {}
+    with ExitStack() as stack:
+        for claim, plan in zip(agenda.claims, agenda.plans, strict=True):
+            plan = plan_further(plan, [run.config for run in plan.runs])  # what earlier claims ran is there now
+            if plan.finished < len(plan.runs):
+                left = math.inf if budget is None else budget - (time.monotonic() - started)
+                if plan.expected.seconds > left:
+                    skipped[claim.id] = f"its runs take {plan.expected}, more than the budget leaves"
+                    continue
+                launcher = launcher or stack.enter_context(on_this_machine(plan.workers, plan.study.base.runtime))
+                on_claim(claim, plan)
+                result = run_plan(plan, launcher=launcher, on_progress=on_progress)
+                if result.interrupted:
+                    raise KeyboardInterrupt
+                failures += result.failures
+            else:
+                folder.open(plan.study, plan.runs)
+    return Reproduction(results=judge_all(agenda, skipped), failures=tuple(failures))
+
+
+def judge_all(agenda: Agenda, skipped: Mapping[str, str]) -> tuple[Result, ...]:
+    """What the runs that are there say of each claim.
+
+    Args:
+        agenda: the claims and their runs.
+        skipped: why the runs of a claim were not begun, by the claim's id.
+    """
+    path = agenda.plans[0].folder.path
+    runs, found = read_runs(path), {run.run_id: run for run in find_runs(path)}
+    results = []
+    for claim, plan in zip(agenda.claims, agenda.plans, strict=True):
+        mine = runs.filter(pl.col("run_id").is_in([run.run_id for run in plan.runs]))
+        result = judge(claim, agenda.scale, mine, found)
+        results.append(replace(result, note=skipped[claim.id]) if result.missing and claim.id in skipped else result)
+    return tuple(results)
+
+
+def entries(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """The results as JSON."""
+    return [
+        {
+            "id": result.claim.id,
+            "source": result.claim.source,
+            "statement": result.claim.statement,
+            "statistic": result.claim.statistic,
+            "value": result.interval.mean if result.interval else None,
+            "low": result.interval.low if result.interval else None,
+            "high": result.interval.high if result.interval else None,
+            "threshold": result.claim.margin.threshold,
+            "seeds": result.seeds,
+            "verdict": result.verdict,
+            "expect": result.claim.margin.side,
+            "carried_by": result.carried_by,
+            "undertraining": result.undertraining,
+            "instability": result.instability,
+            "note": result.note,
+        }
+        for result in results
+    ]
+
+
+def write_claims(out: Path, results: Iterable[Result]) -> Path:
+    """Write the results to `out/claims.json`, and return its path."""
+    path = out / "claims.json"
+    files.write_json(path, entries(results))
+    return path
+
+
+def _study(paper: str, at: Scale, claims: Sequence[Claim]) -> Study:
+    """What study.json says of the runs of several claims: the values they take, if not in every combination."""
+    points = sorted({point for claim in claims for point in claim.number.runs}, key=str)
+    return Study(
+        name=paper,
+        base=at.base,
+        sizes=tuple(size for _, size, _ in points),
+        lrs=tuple(sorted(lr for _, _, lr in points)),
+        arms=parse_arms(arm for arm, _, _ in points),
+        seeds=at.seeds,
+    )
+
+
+def _check_budget(agenda: Agenda, budget: float) -> None:
+    """Raise a ConfigError if not even the cheapest claim that lacks runs fits."""
+    needed = {
+        claim.id: plan.expected.seconds
+        for claim, plan in zip(agenda.claims, agenda.plans, strict=True)
+        if plan.finished < len(plan.runs)
+    }
+    cheapest = min(needed, key=needed.__getitem__, default=None)
+    if cheapest is not None and needed[cheapest] > budget:
+        raise ConfigError(
+            f"--budget {duration(budget)} is too short for any claim: {cheapest}, the cheapest, takes about "
+            f"{duration(needed[cheapest])}; give more, or ask for smaller claims"
+        )

@@ -1,0 +1,172 @@
+"""The numbers that claims are decided by: looked up in the runs of one seed, and combined.
+
+A number knows which runs it takes, so that a claim runs these and no others, and how far it may be off because a
+learning rate was read off a grid.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+
+from foreshock.reproductions._evidence import Evidence
+from foreshock.study.grid import Size
+
+LATE = 0.1
+"""Share of a run's steps, at its end, that late quantities are means over."""
+Point = tuple[str, Size, float]
+"""Arm, size and learning rate of a run."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of one seed."""
+
+    of: Callable[[Evidence], float]
+    """Its value; nan where the runs do not tell it."""
+    runs: frozenset[Point]
+    """The runs it takes."""
+    off: float = 0.0
+    """How far it may be from the truth, to either side, because learning rates were read off a grid."""
+
+    def __sub__(self, other: "Number") -> "Number":
+        """A difference; of logarithms, a ratio."""
+        return _combined(lambda a, b: a - b, (self, other), off=self.off + other.off)
+
+    def __add__(self, other: "Number") -> "Number":
+        """A sum; of logarithms, a product."""
+        return _combined(lambda a, b: a + b, (self, other), off=self.off + other.off)
+
+    def __abs__(self) -> "Number":
+        """The magnitude."""
+        return _combined(abs, (self,), off=self.off)
+
+
+OfSize = Callable[[Size], Number]
+
+
+def sensitivity(arm: str, size: Size, lrs: Sequence[float]) -> Number:
+    """LR sensitivity S over these learning rates, in nats; one of its parts where the evidence is asked for that."""
+    return Number(lambda evidence: _only(evidence.curve(arm, size, lrs), evidence.statistic), _points(arm, size, lrs))
+
+
+def best_loss(arm: str, size: Size, lrs: Sequence[float]) -> Number:
+    """Held-out loss at the best of these learning rates, in nats per token."""
+    return _of_curve(arm, size, lrs, "best_loss")
+
+
+def best_lr(arm: str, size: Size, lrs: Sequence[float]) -> Number:
+    """The best learning rate, as its decimal logarithm."""
+    return log10(_of_curve(arm, size, lrs, "best_lr"), off=_half_step(lrs))
+
+
+def stable_lr(arm: str, size: Size, lrs: Sequence[float]) -> Number:
+    """The largest stable learning rate, as its decimal logarithm. The edge is between it and the next one tried."""
+    return log10(_of_curve(arm, size, lrs, "max_stable_lr"), off=_half_step(lrs))
+
+
+def loss(arm: str, size: Size, lr: float) -> Number:
+    """Held-out loss at the end, at most that at initialisation, in nats per token."""
+    return _of_run(arm, size, lr, "loss_capped")
+
+
+def bigram_loss(arm: str, size: Size, lr: float) -> Number:
+    """Held-out loss of the count bigram on the tokens of that run, in nats per token."""
+    return _of_run(arm, size, lr, "bigram_loss")
+
+
+def largest_logit(arm: str, size: Size, lr: float) -> Number:
+    """The largest attention logit of the run, as its decimal logarithm."""
+    return log10(_of_run(arm, size, lr, "max_attention_logit"))
+
+
+def late(key: str, arm: str, size: Size, lr: float) -> Number:
+    """A logged quantity, `group/quantity[/module]`, as its mean over the logged steps of the last tenth of the run."""
+
+    def of(evidence: Evidence) -> float:
+        rows = evidence.logged(arm, size, lr, key)
+        return _mean(rows.filter(pl.col("step") > (1 - LATE) * pl.col("step").max()))
+
+    return Number(of, _points(arm, size, [lr]))
+
+
+def first(key: str, arm: str, size: Size, lr: float) -> Number:
+    """The first logged value of a quantity."""
+    return Number(lambda evidence: _mean(evidence.logged(arm, size, lr, key).head(1)), _points(arm, size, [lr]))
+
+
+def growth(key: str, arm: str, size: Size, lr: float) -> Number:
+    """By what factor a logged quantity grew from its first value to the last tenth, as a decimal logarithm."""
+    return log10(late(key, arm, size, lr)) - log10(first(key, arm, size, lr))
+
+
+def log10(number: Number, off: float = 0.0) -> Number:
+    """The decimal logarithm of a positive number."""
+    return _combined(lambda value: math.log10(value) if value > 0 else math.nan, (number,), off=off)
+
+
+def mean_of(numbers: Iterable[Number]) -> Number:
+    """The mean of several numbers."""
+    parts = tuple(numbers)
+    off = math.fsum(part.off for part in parts) / len(parts)
+    return _combined(lambda *values: math.fsum(values) / len(values), parts, off=off)
+
+
+def largest_of(numbers: Iterable[Number]) -> Number:
+    """The largest of several numbers; nan if one of them is."""
+    parts = tuple(numbers)
+    return _combined(lambda *values: float(np.max(values)), parts, off=max(part.off for part in parts))
+
+
+def smallest_of(numbers: Iterable[Number]) -> Number:
+    """The smallest of several numbers; nan if one of them is."""
+    parts = tuple(numbers)
+    return _combined(lambda *values: float(np.min(values)), parts, off=max(part.off for part in parts))
+
+
+def per_decade(f: OfSize, sizes: Sequence[Size]) -> Number:
+    """By how much a number rises when N grows tenfold: the least-squares slope on log10 N over sizes."""
+    log_n = np.log10([params_of(size) for size in sizes])
+    weights = (log_n - log_n.mean()) / np.square(log_n - log_n.mean()).sum()
+    parts = tuple(map(f, sizes))
+    off = math.fsum(abs(weight) * part.off for weight, part in zip(weights, parts, strict=True))
+    return _combined(lambda *values: float(weights @ np.array(values)), parts, off=off)
+
+
+def params_of(size: Size) -> int:
+    """N = 12·L·d²: the linears of the base recipe's blocks."""
+    return 12 * size.depth * size.width**2
+
+
+def _combined(f: Callable[..., float], parts: tuple[Number, ...], off: float) -> Number:
+    runs = frozenset(point for part in parts for point in part.runs)
+    return Number(lambda evidence: f(*(part.of(evidence) for part in parts)), runs, off)
+
+
+def _of_curve(arm: str, size: Size, lrs: Sequence[float], column: str) -> Number:
+    return Number(lambda evidence: _only(evidence.curve(arm, size, lrs), column), _points(arm, size, lrs))
+
+
+def _of_run(arm: str, size: Size, lr: float, column: str) -> Number:
+    return Number(lambda evidence: _only(evidence.at(arm, size, [lr]), column), _points(arm, size, [lr]))
+
+
+def _points(arm: str, size: Size, lrs: Sequence[float]) -> frozenset[Point]:
+    return frozenset((arm, size, lr) for lr in lrs)
+
+
+def _half_step(lrs: Sequence[float]) -> float:
+    """Half the widest gap between learning rates next to one another, in decades."""
+    return max(math.log10(high / low) for low, high in pairwise(sorted(lrs))) / 2
+
+
+def _only(rows: pl.DataFrame, column: str) -> float:
+    """The value of the one row there is."""
+    return math.nan if rows.height != 1 or rows[column][0] is None else float(rows[column][0])
+
+
+def _mean(rows: pl.DataFrame) -> float:
+    return math.nan if rows.is_empty() else float(np.mean(rows["value"].to_numpy()))
