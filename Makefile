@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 XDIST ?= -n 2
 
-.PHONY: venv study test test-all check bench catalogue
+.PHONY: venv study test test-all check bench catalogue reproductions
 
 venv: $(READY)
 
@@ -35,3 +35,6 @@ bench: venv
 
 catalogue: venv
 	$(BIN)/python -m tools.catalogue
+
+reproductions: venv
+	$(BIN)/python -m tools.reproductions

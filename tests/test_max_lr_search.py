@@ -107,7 +107,7 @@ def pictures() -> None:
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a planted search; one test draws."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("foreshock.report.max_lr.static", lambda spec, name, mode="light": "<svg/>")
+        monkeypatch.setattr("foreshock.report.max_lr.images", lambda spec: {"light": "", "dark": ""})
 
 
 def go(study: Study, out: Path, launcher: Planting | None = None, **options: Any) -> tuple[MaxLr, list[RunConfig]]:

@@ -13,12 +13,13 @@ from foreshock.cli.main import main
 from foreshock.core import files
 from foreshock.core.errors import ConfigError
 from foreshock.core.run_config import RunConfig
-from foreshock.reproduce import cost, entries, plan_claims, run_claims, write_claims
+from foreshock.reproduce import cost, entries, plan_claims, run_claims, write_results
 from foreshock.reproductions._scale import recording, sizes_of
 from foreshock.reproductions.small_scale_proxies.recipes import Ladders
 from tests.conftest import tiny_config
 from tests.fabricate import Planted
 from tests.test_max_lr_search import Planting
+from tools.reproductions import page as document
 
 PAPER = "small-scale-proxies"
 KEYS = {"id", "source", "statement", "statistic", "value", "low", "high", "threshold", "seeds", "verdict"}
@@ -37,9 +38,17 @@ def tiny() -> Ladders:
     )
 
 
+@pytest.fixture
+def pictures() -> None:
+    """Names a test that draws."""
+
+
 @pytest.fixture(autouse=True)
-def tiny_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_scale(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of a dozen steps; drawing takes most of the time, and one test draws."""
     monkeypatch.setitem(reproductions.load(PAPER).SCALES, "cpu", tiny)
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("foreshock.report.reproduction.images", lambda spec: {"light": "", "dark": ""})
 
 
 def truth(config: RunConfig) -> Planted:
@@ -52,9 +61,10 @@ def truth(config: RunConfig) -> Planted:
 
 def go(out: Path, *ids: str, launcher: Planting | None = None, budget: float | None = None) -> list[dict[str, Any]]:
     launcher = Planting(truth) if launcher is None else launcher
-    found = run_claims(plan_claims(PAPER, "cpu", out, ids=ids), launcher=launcher, budget=budget)
+    agenda = plan_claims(PAPER, "cpu", out, ids=ids)
+    found = run_claims(agenda, launcher=launcher, budget=budget)
     assert found.failures == ()
-    write_claims(out, found.results)
+    write_results(agenda, found.results)
     return entries(found.results)
 
 
@@ -70,6 +80,34 @@ def test_claims_are_run_and_judged(tmp_path: Path) -> None:
     assert forced["value"] == pytest.approx(0.9)
     assert files.read_json(tmp_path / "r" / "claims.json") == found
     assert len(launcher.started) == 2 * (2 * 3 * 7 + 3)
+
+
+def test_the_page_shows_verdicts_figures_and_reference_points(tmp_path: Path, pictures: None) -> None:
+    go(tmp_path / "r", "qk_norm_s", "curves_coincide")
+    page = (tmp_path / "r" / "reproduction.html").read_text()
+    assert "2 confirmed, 0 contradicted, 0 inconclusive, 0 not run." in page
+    assert "most of it instability" in page
+    assert "fig. 1: Without and with qk-norm" in page
+    assert "fig. 5" not in page  # none of its runs is there
+    assert "fig. 8" not in page  # one of its arms is not
+    assert page.count("data:image/svg+xml") == 2 * 2 * 2  # fig. 1 and depth of fig. 7, two charts, light and dark
+    assert "0.306" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_document_has_every_claim_by_verdict(tmp_path: Path) -> None:
+    """What `make reproductions` writes, from the two files that are committed."""
+    found = go(tmp_path / "r", "qk_norm_s", "curves_coincide", "forced_logits_1e4")
+    read_runs(tmp_path / "r").write_csv(tmp_path / "r" / "runs.csv")
+    page = document(PAPER, tmp_path / "r")
+    assert "**3 confirmed, 0 contradicted, 0 inconclusive, 0 not run.**" in page
+    confirmed = page.partition("## Confirmed")[2].partition("## LR sensitivity")[0]
+    assert all(f"| `{entry['id']}`, {entry['source']} | {entry['statement']} |" in confirmed for entry in found)
+    assert "2 seeds | 0.9 (0.9 to 0.9)" not in confirmed  # that claim was not asked for
+    assert "most of it instability" in confirmed
+    assert "| 16M | none | 3.961 3.881" in page
+    for line in page.splitlines():
+        assert line.startswith("|") is line.endswith("|")
 
 
 def test_runs_are_shared_and_finished_ones_are_not_run_again(tmp_path: Path) -> None:
@@ -120,7 +158,7 @@ def test_the_command_trains_judges_and_goes_on(tmp_path: Path, capsys: pytest.Ca
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "2 claims, 6 runs" in said
-    assert "claims.json" in said
+    assert "reproduction.html" in said
     assert json.loads((tmp_path / "r" / "claims.json").read_text()) == found
 
 

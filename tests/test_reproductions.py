@@ -107,10 +107,10 @@ def test_claims_are_well_formed(paper: str, scale: str) -> None:
         assert claim.on_sensitivity is ("S " in claim.statistic or claim.statistic.startswith("the same difference"))
     for arm in {arm for claim in claims for arm, _, _ in claim.number.runs}:
         assert arm_name(resolve(Arm.parse(arm).apply(at.base)), base) == arm
-    claim = claims[0]
-    configs = claim.configs(at)
+    configs = claims[0].configs(at)
+    assert configs == list(map(resolve, configs))
     assert {(c.model.width, c.optim.lr, c.train.seed, arm_name(c, base)) for c in configs} == {
-        (size.width, lr, seed, arm) for arm, size, lr in claim.number.runs for seed in at.seeds
+        (size.width, lr, seed, arm) for arm, size, lr in claims[0].number.runs for seed in at.seeds
     }
 
 

@@ -19,9 +19,7 @@ from foreshock.core import files
 from foreshock.core.config import canonical_json
 from foreshock.core.errors import ConfigError
 from foreshock.core.run_config import bits_of
-from foreshock.reproductions import claims_of
-from foreshock.reproductions._claim import Claim, Result, judge
-from foreshock.reproductions._scale import Scale
+from foreshock.reproductions import Claim, Result, Scale, claims_of, judge
 from foreshock.study.estimate import Estimate, duration, estimate, measure, rough_seconds
 from foreshock.study.folder import Run
 from foreshock.study.grid import Study, parse_arms
@@ -35,6 +33,8 @@ from foreshock.study.runner import Failure, Progress, run_plan
 class Agenda:
     """The claims of a paper, checked and ready to run."""
 
+    paper: str
+    """Its name, as on the command line."""
     scale: Scale
     """How large the runs are."""
     claims: tuple[Claim, ...]
@@ -90,7 +90,7 @@ def plan_claims(
     study = _study(paper, at, claims)
     first = plan_runs(study, claims[0].configs(at), out, workers, data_progress)
     others = [plan_further(first, claim.configs(at)) for claim in claims[1:]]
-    return Agenda(scale=at, claims=tuple(claims), plans=(first, *others))
+    return Agenda(paper=paper, scale=at, claims=tuple(claims), plans=(first, *others))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +232,13 @@ def entries(results: Iterable[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def write_claims(out: Path, results: Iterable[Result]) -> Path:
-    """Write the results to `out/claims.json`, and return its path."""
-    path = out / "claims.json"
-    files.write_json(path, entries(results))
-    return path
+def write_results(agenda: Agenda, results: Sequence[Result]) -> Path:
+    """Write claims.json and the page into the folder of the runs, and return the path of the page."""
+    from foreshock.report.reproduction import write_page
+
+    folder = agenda.plans[0].folder.path
+    files.write_json(folder / "claims.json", entries(results))
+    return write_page(folder, agenda.paper, agenda.scale, results, read_runs(folder))
 
 
 def _study(paper: str, at: Scale, claims: Sequence[Claim]) -> Study:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from foreshock.reproduce import Cost
-    from foreshock.reproductions._claim import Claim, Result
+    from foreshock.reproductions import Claim, Result
     from foreshock.study.plan import Plan
 
 
@@ -44,10 +44,10 @@ class Reproduce:
     """Print one JSON list at the end and nothing else."""
 
     def run(self) -> int:
-        """Plan, run, judge, write claims.json; 1 if a run failed."""
+        """Plan, run, judge, write claims.json and the page; 1 if a run failed."""
         from foreshock.cli.output import console, print_json
         from foreshock.cli.study import show_failures
-        from foreshock.reproduce import cost, entries, plan_claims, run_claims, write_claims
+        from foreshock.reproduce import cost, entries, plan_claims, run_claims, write_results
         from foreshock.study.progress import Display
 
         screen, budget = console(quiet=self.json), read_budget(self.budget)
@@ -68,12 +68,12 @@ class Reproduce:
             found = run_claims(
                 agenda, budget=budget, on_progress=display, on_claim=lambda claim, plan: show_claim(claim, plan, screen)
             )
-        path = write_claims(out, found.results)
+        page = write_results(agenda, found.results)
         if self.json:
             print_json(entries(found.results))
         show_failures(found.failures, screen)
         show_results(found.results, screen)
-        screen.print(f"claims: {path}", markup=False, soft_wrap=True)
+        screen.print(f"page: {page}", markup=False, soft_wrap=True)
         return 1 if found.failures else 0
 
 

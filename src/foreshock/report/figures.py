@@ -1,5 +1,6 @@
 """Every figure of the report, by name, and the same figures as SVG, PDF or PNG files."""
 
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -221,6 +222,15 @@ def write_figures(material: Material, folder: Path, formats: Sequence[str]) -> l
 def static(spec: Spec, name: str, mode: theme.Mode = "light") -> str | bytes:
     """A chart as the content of a file of this format."""
     return _WRITERS[name](spec, vl_version=VEGA_LITE, config=theme.file_config(mode))
+
+
+def images(spec: Spec) -> dict[theme.Mode, str]:
+    """A chart, light and dark, as addresses of images that are their own content: for a page without scripts."""
+    found: dict[theme.Mode, str] = {}
+    for mode in ("light", "dark"):
+        content = base64.b64encode(str(static(spec, "svg", mode)).encode()).decode()
+        found[mode] = f"data:image/svg+xml;base64,{content}"
+    return found
 
 
 def check_formats(formats: Sequence[str]) -> None:

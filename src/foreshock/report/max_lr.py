@@ -1,6 +1,5 @@
 """The largest stable learning rates as one HTML file: chart and table, nothing that is loaded."""
 
-import base64
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ from foreshock.analysis.wording import number
 from foreshock.core import files
 from foreshock.report import theme
 from foreshock.report.charts.max_lr import max_lr_by_arm
-from foreshock.report.figures import check_formats, static
+from foreshock.report.figures import check_formats, images, static
 from foreshock.report.page import template
 from foreshock.report.prepare import size_label
 from foreshock.report.spec import Spec, as_spec
@@ -55,7 +54,7 @@ def write_page(folder: Path, table: pl.DataFrame, edges: pl.DataFrame, resolutio
         font=theme.FONT,
         resolution=f"{resolution:g}",
         notes=caveats(edges),
-        images=None if spec is None else {mode: _image(spec, mode) for mode in ("light", "dark")},
+        images=None if spec is None else images(spec),
         columns=COLUMNS.values(),
         rows=cells(table),
     )
@@ -95,9 +94,3 @@ def _spec(table: pl.DataFrame, edges: pl.DataFrame) -> Spec | None:
     """The chart's Vega-Lite specification, without the config that makes it light or dark."""
     chart = max_lr_by_arm(table, edges)
     return None if chart is None else as_spec(chart)
-
-
-def _image(spec: Spec, mode: theme.Mode) -> str:
-    """The chart as the address of an image that is its own content."""
-    svg = static(spec, "svg", mode)
-    return "data:image/svg+xml;base64," + base64.b64encode(str(svg).encode()).decode()

@@ -1,7 +1,7 @@
 """The experiments of papers as claims that anyone can run again: one module a paper. Knows run folders, not torch.
 
-A paper's module has `ARXIV`, `TITLE`, `SCALES` (functions without arguments that return a Scale, by name) and
-`claims(scale)`, the central ones first.
+A paper's module has `ARXIV`, `TITLE`, `NOTES`, `SCALES` (functions without arguments that return a Scale, by name),
+`claims(scale)`, the central ones first, `figures(scale)`, and `reference(runs)`: published numbers beside ours.
 """
 
 import importlib
@@ -10,8 +10,13 @@ from collections.abc import Iterable
 from types import ModuleType
 
 from foreshock.core.errors import unknown
-from foreshock.reproductions._claim import Claim
-from foreshock.reproductions._scale import Scale
+from foreshock.reproductions._claim import Claim as Claim
+from foreshock.reproductions._claim import Result as Result
+from foreshock.reproductions._claim import Verdict as Verdict
+from foreshock.reproductions._claim import judge as judge
+from foreshock.reproductions._paper import Figure as Figure
+from foreshock.reproductions._paper import Reference as Reference
+from foreshock.reproductions._scale import Scale as Scale
 
 
 def names() -> list[str]:

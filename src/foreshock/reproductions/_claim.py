@@ -87,10 +87,10 @@ class Claim:
     """Whether the number is one of LR sensitivity, which has two parts."""
 
     def configs(self, at: Scale) -> list[RunConfig]:
-        """Its runs at a scale."""
-        arms = {arm: Arm.parse(arm).apply(at.base) for arm, _, _ in self.number.runs}
+        """Its runs at a scale, resolved."""
+        arms = {arm: resolve(Arm.parse(arm).apply(at.base)) for arm in {arm for arm, _, _ in self.number.runs}}
         points = product(at.seeds, sorted(self.number.runs, key=str))
-        return [resolve(at_point(arms[arm], size, lr, seed)) for seed, (arm, size, lr) in points]
+        return [at_point(arms[arm], size, lr, seed) for seed, (arm, size, lr) in points]
 
 
 def on_sensitivity(

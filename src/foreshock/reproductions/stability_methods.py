@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log10
 
+import polars as pl
+
+from foreshock.analysis.sensitivity import sensitivity_table
 from foreshock.core.run_config import DataConfig
 from foreshock.reproductions import _measures as m
 from foreshock.reproductions._claim import Claim, Margin, above, below
+from foreshock.reproductions._paper import Figure, Reference
 from foreshock.reproductions._scale import Scale, on_gpu, recording
 from foreshock.study import recipes
 from foreshock.study.grid import Size
@@ -56,6 +60,24 @@ def paper() -> OneSize:
     return OneSize(base=recording(base, "linear_norms"), lrs=lrs, size=Size.parse("1024x24x16"))
 
 
+PUBLISHED = {
+    "none": ("6e-3", "8e-3"),
+    "soft_temp": ("8e-3", "20e-3"),
+    "soft_clip": ("8e-3", "20e-3"),
+    "sigma_reparam": ("20e-3", "40e-3"),
+    "layer_scale": ("20e-3", "40e-3"),
+    "soft_cap": ("40e-3", "60e-3"),
+    "qk_norm": ("40e-3", "60e-3"),
+    "qk_fc_norm": ("40e-3", "60e-3"),
+    "qkv_norm": ("60e-3", "80e-3"),
+    "qk_norm_cap": ("60e-3 or more", "not known"),
+}
+"""Highest stable and first diverging learning rate of each method at 830M, as texts about the paper agree on."""
+NOTES = (
+    "The paper's numbers are second-hand: its abstract alone was read. One seed, one model, judged by eye.",
+    "A largest stable learning rate is read off a grid; `foreshock max-lr` bisects it.",
+)
+"""What a reader of the claims should know."""
 SCALES = {"cpu": cpu, "gpu": gpu, "paper": paper}
 
 
@@ -145,3 +167,29 @@ def _instruments(at: OneSize) -> Iterator[Claim]:
             number=ratio("grad_input", role),
             margin=above(log10(2)),
         )
+
+
+def figures(at: OneSize) -> Iterator[Figure]:
+    """Loss against learning rate of every method."""
+    yield Figure(source="table", title="The ten methods", arms=("none", *METHODS), sizes=(at.size,))
+
+
+def reference(runs: pl.DataFrame) -> Reference:
+    """The paper's learning rates beside ours.
+
+    Args:
+        runs: the table of `read_runs` of the claims' runs.
+    """
+    curves = sensitivity_table(runs)
+    rows = []
+    for method, (stable, diverging) in PUBLISHED.items():
+        limits = curves.filter(arm=method)["max_stable_lr"].drop_nulls()
+        ours = f"{10 ** limits.log10().mean():.3g}" if limits.len() else "–"  # type: ignore[operator]
+        rows.append((method, stable, diverging, ours, str(limits.len())))
+    return Reference(
+        title="Largest stable learning rate, published and here",
+        caption="Published for 830M parameters; here the geometric mean over seeds of the last stable learning rate of "
+        "the grid. Compare the order of the methods and their ratios to `none`, not the numbers.",
+        columns=("method", "highest stable (paper)", "first diverging (paper)", "largest stable here", "seeds"),
+        rows=tuple(rows),
+    )

@@ -1,0 +1,91 @@
+"""The claims of a paper as one HTML file: verdicts, the paper's figures redrawn, its numbers beside ours."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from foreshock import reproductions
+from foreshock.analysis.outcomes import OUTCOME_COLUMNS, OutcomeRule, add_outcomes
+from foreshock.analysis.sensitivity import sensitivity_table
+from foreshock.analysis.wording import number
+from foreshock.core import files
+from foreshock.core.run_folder import FINISHED
+from foreshock.report import theme
+from foreshock.report.charts.loss import loss_vs_lr
+from foreshock.report.charts.sensitivity import sensitivity_vs_size
+from foreshock.report.figures import images
+from foreshock.report.page import template
+from foreshock.report.prepare import prepare_runs, prepare_sensitivity
+from foreshock.reproductions import Figure, Result, Scale, Verdict
+
+PAGE = "reproduction.html"
+"""Name of the file in the folder of the runs."""
+COLUMNS = ("Claim", "Source", "What the paper says", "Number", "Value (95 % interval)", "Expected", "Verdict")
+"""Headings of the table of claims."""
+VERDICTS: tuple[Verdict, ...] = ("confirmed", "contradicted", "inconclusive", "not run")
+"""Every verdict, in the order in which they are counted."""
+
+
+def write_page(folder: Path, paper: str, at: Scale, results: Sequence[Result], runs: pl.DataFrame) -> Path:
+    """Write the page into the folder of the runs, and return its path.
+
+    Args:
+        folder: where to.
+        paper: the paper's name, as on the command line.
+        at: the scale of the runs.
+        results: what was found of its claims.
+        runs: the table of `read_runs` on the folder.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    module = reproductions.load(paper)
+    finished = runs.filter(pl.col("status").is_in(FINISHED))
+    counts = Counter(result.verdict for result in results)
+    content = template("reproduction.html.j2").render(
+        title=module.TITLE,
+        arxiv=module.ARXIV,
+        folder=str(folder),
+        version=version("foreshock"),
+        colours=theme.COLOURS,
+        font=theme.FONT,
+        counts=[(verdict, counts[verdict]) for verdict in VERDICTS],
+        notes=module.NOTES,
+        columns=COLUMNS,
+        rows=[cells(result) for result in results],
+        figures=[drawn for figure in module.figures(at) if (drawn := _drawn(figure, finished, at)) is not None],
+        reference=module.reference(finished),
+    )
+    files.write_atomic(folder / PAGE, content)
+    return folder / PAGE
+
+
+def cells(result: Result) -> tuple[str, ...]:
+    """A result as people read it."""
+    claim, interval = result.claim, result.interval
+    value = f"{number(interval.mean)} ({number(interval.low)} to {number(interval.high)})" if interval else result.note
+    if result.carried_by is not None:
+        value += f", most of it {result.carried_by}"
+    expected = f"{claim.margin.side} {number(claim.margin.threshold)}"
+    return (claim.id, claim.source, claim.statement, claim.statistic, value, expected, result.verdict)
+
+
+def _drawn(figure: Figure, runs: pl.DataFrame, at: Scale) -> dict[str, Any] | None:
+    """A figure with its charts as images; None if one of its arms has no run at one of its sizes."""
+    sizes = pl.DataFrame([asdict(size) for size in figure.sizes])
+    mine = runs.join(sizes, on=sizes.columns, how="semi", maintain_order="left")
+    mine = mine.filter(pl.col("arm").is_in(figure.arms), pl.col("lr").is_in(list(at.lrs)))
+    if mine.select("arm", *sizes.columns).n_unique() < len(figure.arms) * sizes.height:
+        return None
+    mine = add_outcomes(mine.drop(OUTCOME_COLUMNS), OutcomeRule())
+    specs = (loss_vs_lr(prepare_runs(mine)), sensitivity_vs_size(prepare_sensitivity(sensitivity_table(mine))))
+    return {
+        "source": figure.source,
+        "title": figure.title,
+        "images": [images(spec) for spec in specs if spec is not None],
+    }
