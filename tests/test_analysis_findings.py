@@ -115,8 +115,25 @@ def test_many_arms_are_ranked_by_what_the_seeds_say(tmp_path: Path) -> None:
     assert "1 arm at 64×3 (147,456 block parameters): a larger instability part than `none`, no cure here" in text
     assert "the seeds do not tell from that of `none`" in text
     assert "paired over 3 seeds): `zclip` 0.387." in text
-    assert "100 in `none`; 5 in `qk_clip`; 10 in `peri_ln`; 20 in `soft_cap`; 100 in `zclip`; 150 in `z_loss`; in the other 2 " in text
-    assert "in the other 1 arms" not in text
+    ends = "100 in `none`; 5 in `qk_clip`; 10 in `peri_ln`; 20 in `soft_cap`; 100 in `zclip`; 150 in `z_loss`; in"
+    assert f"{ends} 2 other arms between these" in text
+
+
+@pytest.mark.parametrize(("best", "said"), [(2.15, True), (2.05, False)])
+def test_a_cure_that_learns_less_is_said_to(tmp_path: Path, best: float, said: bool) -> None:
+    """2.15 is more than 5 % above 2.0; the instability part alone would call the arm a cure."""
+
+    def plant(run: Planned) -> Planted:
+        floor, part = (best, 0.01) if run.arm == "qk_norm" else (2.0, 0.5)
+        return Planted(final=floor + part * (run.lr == 1.0) + 0.3 * (run.lr == 1e-3))
+
+    found = findings(tmp_path / "s", plant=plant, sizes=[(64, 3)], lrs=[1e-3, 1e-2, 1.0])
+    text = "\n".join(found)
+    sentence = (
+        "The best loss is more than 5% above that of `none` at 64×3 (147,456 block parameters), 2: `qk_norm` 2.15."
+    )
+    assert (sentence in text) is said
+    assert "times smaller" in text
 
 
 def test_a_torn_record_is_said(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def cures(sensitivity: pl.DataFrame, comparisons: pl.DataFrame) -> list[str]:
     parts = parts.sort("arm", "params", *SIZE, "n_pairs", "n_lrs")
     rows = {row["arm"]: row for row in parts.iter_rows(named=True)}
     found = _each(rows) if len(rows) <= FEW else _ranked(list(rows.values()))
+    found += _dear(sensitivity, rows)
     n = parts["n_comparisons"].max()
     if isinstance(n, int) and n > 1 and any(row["unstable_runs"] and row["low"] is not None for row in rows.values()):
         found.append(f"{n} such intervals were computed, each at 95 % by itself: about one in twenty misses by chance.")
@@ -63,6 +64,8 @@ def _ranked(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+DEAR = 1.05
+"""Best loss over that of the base arm from which it is spoken of."""
 VERDICTS = {
     "smaller": f"a smaller instability part than `{BASE_ARM}`",
     "larger": f"a larger instability part than `{BASE_ARM}`, no cure here",
@@ -84,6 +87,24 @@ def _verdict(row: dict[str, Any]) -> str:
 def _pairs(rows: list[dict[str, Any]]) -> str:
     seeds = span(row["n_pairs"] for row in rows)
     return "" if rows[0]["low"] is None else f"; 95 % intervals of the difference, paired over {seeds} seeds"
+
+
+def _dear(sensitivity: pl.DataFrame, rows: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The arms that have a worse best loss: LR sensitivity ignores it, and is 0 of an arm that learns nothing."""
+    dear: dict[str, list[str]] = {}
+    for arm, row in rows.items():
+        here = sensitivity.filter(*(pl.col(name) == row[name] for name in (*SIZE, "lrs")))
+        best = {a: here.filter(arm=a)["best_loss"].mean() for a in (arm, BASE_ARM)}
+        ours, base = float(str(best[arm])), float(str(best[BASE_ARM]))
+        if ours > DEAR * base:
+            dear.setdefault(f"that of `{BASE_ARM}` at {size_of(row)}, {number(base)}", []).append(
+                f"`{arm}` {number(ours)}"
+            )
+    return [
+        f"The best loss is more than {DEAR - 1:.0%} above {base}: {', '.join(arms)}. How stable such an arm is says "
+        "little before it has learned as much."
+        for base, arms in dear.items()
+    ]
 
 
 def _not_compared(arms: list[str], compared: set[str]) -> list[str]:

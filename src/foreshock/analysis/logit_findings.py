@@ -52,7 +52,7 @@ def _compare_logits(here: pl.DataFrame, growth: pl.DataFrame) -> str:
     told = values if len(values) <= FEW else _ends(values)
     each = "; ".join(f"{number(value)} in `{arm}`{_slope(growth, arm, first['lr'])}" for arm, value in told.items())
     if len(told) < len(values):
-        each += f"; in the other {len(values) - len(told)} arms between these"
+        each += f"; in {many(len(values) - len(told), 'other arm')} between these"
     beyond = [f"`{arm}`" for arm, value in values.items() if float(str(value)) > CRITICAL_LOGIT]
     named = ", ".join(beyond) or "no arm here"
     line = f"Above {number(CRITICAL_LOGIT)}, where 2309.14322 saw every run diverge: {named}."
