@@ -103,7 +103,7 @@ def _most_between(low: float, high: float, resolution: float) -> int:
 def check_search(lrs: Sequence[float], resolution: float) -> None:
     """Raise a ConfigError unless a coarse grid can hold an edge between its ends and the resolution can be reached."""
     require(all(math.isfinite(lr) and lr > 0 for lr in lrs), "lrs", "must be finite numbers above 0", lrs)
-    rule = "must be at least three: one too slow, one that trains well, one too fast"
+    rule = "must be at least three different ones: one too slow, one that trains well, one too fast"
     require(len(lrs) >= 3, "lrs", rule, lrs)
     rising = all(low < high for low, high in pairwise(lrs))
     require(rising, "lrs", "must rise from each to the next", lrs)

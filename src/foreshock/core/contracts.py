@@ -105,6 +105,16 @@ class Intervention:
         """The config to build instead of this one; where a cure is a setting, this is all of it."""
         return config
 
+    def check(self, config: RunConfig) -> None:
+        """Refuse, before anything is built, a run that it cannot work in.
+
+        Args:
+            config: what all interventions together made of the config.
+
+        Raises:
+            ConfigError: a setting that it cannot work with.
+        """
+
     def build(self, context: Context) -> Intervention:
         """The runtime whose phases below are called during training."""
         return self

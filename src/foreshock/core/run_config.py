@@ -64,11 +64,12 @@ class OptimConfig:
         require(positive, "optim.lr", "must be a finite number above 0", self.lr)
         require(0 <= self.beta1 < 1, "optim.beta1", "must be in [0, 1)", self.beta1)
         require(0 <= self.beta2 < 1, "optim.beta2", "must be in [0, 1)", self.beta2)
-        require(self.eps > 0, "optim.eps", "must be above 0", self.eps)
+        positive = math.isfinite(self.eps) and self.eps > 0
+        require(positive, "optim.eps", "must be a finite number above 0", self.eps)
         valid = math.isfinite(self.weight_decay) and self.weight_decay >= 0
         require(valid, "optim.weight_decay", "must be a finite number, 0 or more", self.weight_decay)
-        clip = self.clip_norm is None or self.clip_norm > 0
-        require(clip, "optim.clip_norm", "must be above 0, or null for no clipping", self.clip_norm)
+        clip = self.clip_norm is None or (math.isfinite(self.clip_norm) and self.clip_norm > 0)
+        require(clip, "optim.clip_norm", "must be a finite number above 0, or null for no clipping", self.clip_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         rule = "must be a fraction of the steps in [0, 1]: warm-up cannot be longer than training"
         require(0 <= self.warmup <= 1, "schedule.warmup", rule, self.warmup)
-        require(self.min_lr >= 0, "schedule.min_lr", "must be 0 or more", self.min_lr)
+        valid = math.isfinite(self.min_lr) and self.min_lr >= 0
+        require(valid, "schedule.min_lr", "must be a finite number, 0 or more", self.min_lr)
         require(0 < self.decay_fraction <= 1, "schedule.decay_fraction", "must be in (0, 1]", self.decay_fraction)
 
 
@@ -185,16 +187,17 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def check_conflicts(config: RunConfig) -> None:
-    """Raise a ConfigError if an intervention is given twice or two of them exclude each other.
+    """Raise a ConfigError if an intervention is given twice, two of them exclude each other, or one cannot work here.
 
-    They do if one says so, or if they want the same setting at different values: then the order in which they edit
-    the config would matter.
+    Two exclude each other if one says so, unless its options or the other's are neutral, or if they want the same
+    setting at different values: then the order in which they edit the config would matter.
     """
     given = [spec.name for spec in config.interventions]
     cures = {spec.name: plugin_loader.load("interventions", spec) for spec in config.interventions}
+    active = {name for name, cure in cures.items() if not _is_neutral(cure)}
     for name, cure in cures.items():
         require(given.count(name) == 1, "interventions", "must name each intervention once", given)
-        clash = sorted(set(cure.conflicts) & set(given))
+        clash = sorted(set(cure.conflicts) & active) if name in active else []
         require(not clash, "interventions", f"cannot combine {name} with {', '.join(clash)}; drop one", given)
     # From multipliers of 1: there alone x·y and y·x are the same number to the last digit.
     start = replace(config, model=replace(config.model, roles=Roles()))
@@ -202,6 +205,13 @@ def check_conflicts(config: RunConfig) -> None:
         same = one.edit_config(other.edit_config(start)) == other.edit_config(one.edit_config(start))
         rule = f"cannot combine {first} with {second}: they want different values of one setting; drop one"
         require(same, "interventions", rule, given)
+    built = edited(config)
+    for cure in cures.values():
+        cure.check(built)
+
+
+def _is_neutral(cure: Any) -> bool:
+    return cure.neutral is not None and all(getattr(cure, name) == value for name, value in cure.neutral.items())
 
 
 def edited(config: RunConfig) -> RunConfig:

@@ -208,10 +208,10 @@ class Applied:
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         assert self._info is not None
-        if self._before is not None:
-            restore_unless(self._before[0], optimizer, self._before[1])
         for runtime in self._runtimes.values():
             runtime.after_update(self._info)
+        if self._before is not None:  # last: what came after the update is part of what is skipped
+            restore_unless(self._before[0], optimizer, self._before[1])
         self._steps += 1
         self._info = self._before = None
 
@@ -259,6 +259,8 @@ def _check_model(model: nn.Module) -> None:
         raise UserError("the model is compiled, and would not notice: apply interventions before torch.compile")
     if isinstance(model, DistributedDataParallel):
         raise UserError("apply interventions before DistributedDataParallel, which looks at parameters only once")
+    if next(model.parameters(), None) is None:
+        raise UserError(f"{type(model).__name__} has no parameters: there is nothing to train")
 
 
 def _check_without_optimizer(runtimes: Mapping[str, Intervention]) -> None:

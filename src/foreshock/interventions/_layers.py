@@ -3,6 +3,8 @@
 Shapes: O output features, I input features of a linear.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class SpectralGain(nn.Module):
         self.register_buffer("v", left_OR[:, 0].clone())
         # σ by the formula of the forward pass and not the SVD's: at the start γ / σ is then 1 to the bit.
         start = self.sigma(weight_OI) if gain is None else torch.full_like(weight_OI[0, 0], gain)
-        self.gain = nn.Parameter(start.reshape(1))
+        self.gain = nn.Parameter(start.reshape(1), requires_grad=weight.requires_grad)
 
     def sigma(self, weight_OI: Tensor) -> Tensor:
         """vᵀ W u (0-d), differentiable in W alone."""
@@ -53,6 +55,9 @@ class SpectralGain(nn.Module):
 
 class DynamicTanh(nn.Module):
     """`γ · tanh(α x) + β`, α one number, γ and β of the shape of the last dimensions of x."""
+
+    eps = math.nan
+    """None: and as nan differs from itself, torch's encoder layers do not take this for a norm in their fused path."""
 
     def __init__(self, weight: Tensor, bias: Tensor, alpha: float) -> None:
         super().__init__()

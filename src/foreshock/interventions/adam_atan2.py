@@ -12,6 +12,7 @@ from foreshock.core.errors import require
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from foreshock.core.run_config import RunConfig
     from foreshock.probes.updates import GroupStep
 
 
@@ -37,6 +38,11 @@ class AdamAtan2(Intervention):
         for name in ("a", "b"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"adam_atan2:{name}", "must be a finite number above 0", value)
+
+    def check(self, config: RunConfig) -> None:
+        """The optimizer must be Adam or AdamW."""
+        rule = "must be adam or adamw: adam_atan2 puts another update in place of theirs"
+        require(config.optim.name in ("adam", "adamw"), "optim.name", rule, config.optim.name)
 
     def edit_optimizer(self, optimizer: Optimizer) -> Edit:
         """Put the other update in place of Adam's after every step.

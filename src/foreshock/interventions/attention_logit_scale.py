@@ -31,8 +31,8 @@ class AttentionLogitScale(Intervention):
     """κ, in units of the attention logit; null leaves queries and keys as they are."""
 
     def __post_init__(self) -> None:
-        valid = self.kappa is None or (math.isfinite(self.kappa) and self.kappa > 0)
-        require(valid, "attention_logit_scale:kappa", "must be a finite number above 0, or null", self.kappa)
+        valid = self.kappa is None or 0 < self.kappa <= 1e12
+        require(valid, "attention_logit_scale:kappa", "must be above 0 and at most 1e12, or null", self.kappa)
 
     def edit_config(self, config: RunConfig) -> RunConfig:
         """Fill the norm slots of q and k."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +26,7 @@ class HeadDimScale(Intervention):
     """Exponent of the head dimension, dimensionless."""
 
     def __post_init__(self) -> None:
-        require(math.isfinite(self.power), "head_dim_scale:power", "must be a finite number", self.power)
+        require(abs(self.power) <= 4, "head_dim_scale:power", "must be in [-4, 4]", self.power)
 
     def edit_config(self, config: RunConfig) -> RunConfig:
         """Set the attention scale."""

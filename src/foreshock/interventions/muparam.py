@@ -44,6 +44,8 @@ class Muparam(Intervention):
         """Multiply learning rates and initial values by role; set the attention scale."""
         width = config.model.width
         hidden = plugins.load("proxy.layers.mlps", config.model.mlp).hidden
+        rule = "must be wide enough for one hidden feature of model.mlp"
+        require(hidden(self.base_width) >= 1, "muparam:base_width", rule, self.base_width)
         ratio = self.base_width / width
         for role in (*BLOCK_LINEARS, "head"):
             config = scale_roles(config, role, lr=hidden(self.base_width) / hidden(width) if role == "fc2" else ratio)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from foreshock.core.config import Spec
 from foreshock.core.contracts import Context, Intervention, StepInfo
@@ -33,9 +33,12 @@ class Ngpt(Intervention):
     its own, shared by the heads, before RoPE; OLMo-core also has two, before RoPE). Matrices start as the base
     recipe has them, of unit norm on average where it matters, and are on the sphere from the first update on. The
     paper needs no warm-up; here the schedule decides. No setting is neutral. Conflicts with other norms in the same
-    slots, other rules of the residual, other scales of the attention logits. Cost: three norms for each residual
+    slots, other rules of the residual, other scales of the attention logits, and weights that start at zero, which
+    have no direction. Cost: three norms for each residual
     add instead of one, and one pass over all matrices a step.
     """
+
+    conflicts: ClassVar = frozenset({"zero_init_query", "zero_init_residual"})
 
     def edit_config(self, config: RunConfig) -> RunConfig:
         """Set residual, norms and attention scale; switch decay off."""

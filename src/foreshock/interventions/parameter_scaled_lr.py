@@ -12,6 +12,7 @@ from foreshock.core.errors import UserError, require
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from foreshock.core.run_config import RunConfig
     from foreshock.probes.updates import GroupStep
 
 
@@ -33,6 +34,11 @@ class ParameterScaledLr(Intervention):
     def __post_init__(self) -> None:
         valid = math.isfinite(self.floor) and self.floor > 0
         require(valid, "parameter_scaled_lr:floor", "must be a finite number above 0", self.floor)
+
+    def check(self, config: RunConfig) -> None:
+        """The optimizer must not be Adafactor."""
+        rule = "must not be adafactor: parameter_scaled_lr is a part of it"
+        require(config.optim.name != "adafactor", "optim.name", rule, config.optim.name)
 
     def edit_optimizer(self, optimizer: Optimizer) -> Edit:
         """Scale what every step did.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +11,7 @@ from foreshock.core.errors import UserError, require
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from foreshock.core.run_config import RunConfig
     from foreshock.probes.hooks import Taps
 
 
@@ -20,8 +20,9 @@ class QkClip(Intervention):
     """After an update, head h's rows of Wq are multiplied by `g^alpha`, those of Wk by `g^(1 - alpha)`.
 
     `g = min(1, tau / S)` with S the head's largest attention logit over the batch and unmasked pairs, as the step's
-    forward pass saw it (before any score transform). The same inputs then give no logit above tau; heads below tau
-    keep every bit, values and output projections are not touched, and neither are the moments of the optimizer.
+    forward pass saw it (before any score transform). The update itself moves logits too, so that the next ones may
+    still exceed tau by what one step adds. Heads below tau keep every bit, values and output projections are not
+    touched, and neither are the moments of the optimizer.
 
     Source: Kimi K2, 2507.20534 sec. 2.1 (tau = 100, alpha = 1/2; with rotary embeddings, which a factor on a head
     passes through). A head whose largest logit is not finite is left alone: the run has diverged, and shows it. Of
@@ -44,9 +45,16 @@ class QkClip(Intervention):
     """Share of the factor that queries take, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        valid = self.tau is None or (math.isfinite(self.tau) and self.tau > 0)
-        require(valid, "qk_clip:tau", "must be a finite number above 0, or null for no limit", self.tau)
+        valid = self.tau is None or 1e-6 <= self.tau <= 1e12
+        require(valid, "qk_clip:tau", "must be from 1e-6 to 1e12, or null for no limit", self.tau)
         require(0 <= self.alpha <= 1, "qk_clip:alpha", "must be in [0, 1]", self.alpha)
+
+    def check(self, config: RunConfig) -> None:
+        """Queries and keys must not be normalised."""
+        for slot in ("q", "k"):
+            norm = getattr(config.model.norms, slot)
+            rule = "must be null with qk_clip: a norm undoes any factor on the weights"
+            require(self.tau is None or norm is None, f"model.norms.{slot}", rule, norm)
 
     def build(self, context: Context) -> Intervention:
         """The runtime, which listens to every attention."""

@@ -7,7 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from foreshock.core.contracts import Context, Edit, Intervention
-from foreshock.core.errors import UserError
+from foreshock.core.errors import UserError, require
+from foreshock.core.run_config import RunConfig
+from foreshock.interventions._roles import BLOCK_LINEARS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,23 +24,31 @@ class SigmaReparam(Intervention):
     u and v start from a full SVD and follow W by one power iteration a training forward, without gradient:
     v = W u / |W u|, u = Wᵀ v / |Wᵀ v|. The growth of |W| then no longer reaches the function, that of γ does. Norms
     stay where they are, as in 2410.16682 (the original removes them from its vision Transformers). The output module
-    is left out; biases are not touched.
+    is left out; biases are not touched. A part that activation checkpointing computes again does not advance u and v
+    again; with reentrant checkpointing, whose first pass has no gradients, they never advance, so use the other kind.
 
     Works on any model with `nn.Linear`, before it is compiled. γ and u, v are parameters and buffers named
     `….parametrizations.weight.0.{gain,u,v}`, W is `….parametrizations.weight.original`. Undoing it leaves the Ŵ of
     that moment as the weight, so that the model goes on computing what it learned; where γ was never trained it
     puts back W.
 
-    No setting is neutral. Conflicts with weights that start at zero, and with qk_clip. Raises a UserError on a model
-    without linears or with `nn.MultiheadAttention`, whose linears are never called, and on a weight that is zero or
-    parametrized already. Cost: one SVD of each matrix at the start; then three matrix-vector products and one pass
-    over the weight for each linear and training forward.
+    No setting is neutral. Conflicts with weights that start at zero, with qk_clip, and with ngpt, which normalises
+    W and not Ŵ. Raises a UserError on a model without linears or with `nn.MultiheadAttention`, whose linears are
+    never called, and on a weight that is zero or parametrized already. Cost: one SVD of each matrix at the start;
+    then three matrix-vector products and one pass over the weight for each linear and training forward.
     """
 
-    conflicts: ClassVar = frozenset({"qk_clip", "zero_init_query", "zero_init_residual"})
+    conflicts: ClassVar = frozenset({"ngpt", "qk_clip", "zero_init_query", "zero_init_residual"})
 
     gamma: Literal["sigma", "one"] = "sigma"
     """γ at the start: σ(W), which leaves the function as it is (the authors' PyTorch code), or 1 (their JAX code)."""
+
+    def check(self, config: RunConfig) -> None:
+        """No linear may start at zero."""
+        for role in BLOCK_LINEARS:
+            init = getattr(config.model.roles, role).init
+            rule = "must not be 0 with sigma_reparam, which divides by the spectral norm; muparam:variant=full sets it"
+            require(init != 0, f"model.roles.{role}.init", rule, init)
 
     def build(self, context: Context) -> Intervention:
         """The runtime: it has to know which module to leave out."""
@@ -84,7 +94,9 @@ def _advance(linear: nn.Module, _inputs: Any) -> None:
     """Follow the weight: once a training forward, however often the weight is read, and never in an evaluation."""
     import torch
 
-    if linear.training and torch.is_grad_enabled():
+    # Not where activation checkpointing computes a part again: that must be the same function as the first time.
+    again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    if linear.training and torch.is_grad_enabled() and not again:
         weight: Any = linear.parametrizations.weight  # type: ignore[union-attr]
         weight[0].advance(weight.original)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from foreshock.core.run_config import RunConfig
     from foreshock.probes.updates import GroupStep
 
 
@@ -37,6 +38,11 @@ class UpdateClipping(Intervention):
     def __post_init__(self) -> None:
         valid = math.isfinite(self.threshold) and self.threshold > 0
         require(valid, "update_clipping:threshold", "must be a finite number above 0", self.threshold)
+
+    def check(self, config: RunConfig) -> None:
+        """The optimizer must be Adam or AdamW."""
+        rule = "must be adam or adamw: update_clipping reads their second moments"
+        require(config.optim.name in ("adam", "adamw"), "optim.name", rule, config.optim.name)
 
     def edit_optimizer(self, optimizer: Optimizer) -> Edit:
         """Shorten what every step did.

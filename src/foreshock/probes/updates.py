@@ -1,6 +1,7 @@
 """What an optimizer step did to the parameters, and taking it back or changing it, without a host sync."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from foreshock.core.contracts import Edit
 from foreshock.core.errors import UserError
 from foreshock.probes.moments import adam_means, adam_roots
 
+START_AT_ZERO = frozenset({"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"})
+"""Optimizer state that starts at zero wherever it has this name: Adam and its kin, SGD, Muon, Lion."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -22,8 +26,8 @@ class Snapshot:
     """The parameters themselves."""
     values: list[Tensor]
     """Copies of their values."""
-    states: list[dict[str, Tensor]]
-    """Copies of the tensors of their optimizer state; empty before the first step."""
+    states: list[dict[str, Any]]
+    """Copies of their optimizer state; empty before the first step."""
 
 
 def snapshot(optimizer: Optimizer) -> Snapshot:
@@ -32,20 +36,42 @@ def snapshot(optimizer: Optimizer) -> Snapshot:
     return Snapshot(
         parameters=parameters,
         values=[p.detach().clone() for p in parameters],
-        states=[_tensors(optimizer.state.get(p, {})) for p in parameters],
+        states=[{name: _copied(value) for name, value in optimizer.state.get(p, {}).items()} for p in parameters],
     )
 
 
 @torch.no_grad()
 def restore_unless(keep: Tensor, optimizer: Optimizer, before: Snapshot) -> None:
-    """Put parameters and optimizer state back to `before` if `keep` (0-d, 0 or 1) is 0; leave them if it is 1."""
+    """Put parameters and optimizer state back to `before` if `keep` (0-d, 0 or 1) is 0; leave them if it is 1.
+
+    The host looks at `keep` only where it must: where this very step changed state that no device can put back, or made
+    state that is not known to start at zero.
+    """
     kept = keep.bool()
     for parameter, value, old in zip(before.parameters, before.values, before.states, strict=True):
         parameter.copy_(torch.where(kept, parameter, value))
-        for name, state in optimizer.state.get(parameter, {}).items():
-            if isinstance(state, Tensor):
-                # State made by this very step goes back to zeros, which is where every optimizer starts.
-                state.copy_(torch.where(kept.to(state.device), state, old.get(name, torch.zeros_like(state))))
+        state = optimizer.state.get(parameter, {})
+        if not old and state.keys() <= START_AT_ZERO and len(_tensors_of(state)) == len(state):
+            old = {name: torch.zeros_like(value) for name, value in state.items()}
+        if _tensors_of(state) == _tensors_of(old) and _others_of(state) == _others_of(old):
+            for name in _tensors_of(state):
+                state[name].copy_(torch.where(kept.to(state[name].device), state[name], old[name]))
+        elif not kept:
+            optimizer.state.pop(parameter, None)
+            if old:
+                optimizer.state[parameter] = dict(old)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy(value)
+
+
+def _tensors_of(state: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _others_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +180,3 @@ def _put_first(handle: RemovableHandle) -> RemovableHandle:
     assert hooks is not None
     hooks.move_to_end(handle.id, last=False)
     return handle
-
-
-def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}

@@ -76,11 +76,9 @@ def _update(training: Training, info: StepInfo, logged: bool) -> None:
     if clip_norm is not None:
         info.clip_factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, info.clip_factor)
-    if keep is None:
-        training.optimizer.step()
-    else:
-        before = snapshot(training.optimizer)
-        training.optimizer.step()
-        restore_unless(keep, training.optimizer, before)
+    before = None if keep is None else snapshot(training.optimizer)
+    training.optimizer.step()
     for intervention in training.interventions.values():
         intervention.after_update(info)
+    if keep is not None and before is not None:  # last: what came after the update is part of what is skipped
+        restore_unless(keep, training.optimizer, before)
