@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreshock import interventions as interventions
+    from foreshock.analysis.forecasters import forecast as forecast
     from foreshock.analysis.sensitivity import lr_sensitivity as lr_sensitivity
     from foreshock.analysis.tables import read_runs as read_runs
     from foreshock.core.arms import Arm as Arm
@@ -22,6 +23,7 @@ _PUBLIC = {
     "Size": "foreshock.study.grid:Size",
     "Study": "foreshock.study.grid:Study",
     "find_max_lr": "foreshock.max_lr:find_max_lr",
+    "forecast": "foreshock.analysis.forecasters:forecast",
     "interventions": "foreshock.interventions",
     "lr_sensitivity": "foreshock.analysis.sensitivity:lr_sensitivity",
     "read_runs": "foreshock.analysis.tables:read_runs",
@@ -37,6 +39,7 @@ __all__ = [
     "Study",
     "__version__",
     "find_max_lr",
+    "forecast",
     "interventions",
     "lr_sensitivity",
     "read_runs",

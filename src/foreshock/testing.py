@@ -1,7 +1,7 @@
 """Public checks of the plug-in contracts: give them your own plug-in as `package.module:Class`.
 
-Each check trains a tiny proxy on random tokens for a few steps on the CPU and raises an AssertionError that says
-what the contract asks for.
+Each check raises an AssertionError that says what the contract asks for. Those of monitors and interventions train a
+tiny proxy on random tokens for a few steps on the CPU.
 """
 
 import json
@@ -21,6 +21,7 @@ from foreshock.core.config import Spec, canonical_json, from_json
 from foreshock.core.contracts import Context, Intervention, Need, Observer
 from foreshock.core.model_config import ModelConfig
 from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig, RuntimeConfig, TrainConfig, edited
+from foreshock.testing_forecasters import check_forecaster as check_forecaster
 from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.panel import Panel
 from foreshock.training.setup import Training, build_training, training_flops

@@ -32,7 +32,7 @@ def distinct_arms(facts: pl.DataFrame, reference: str | None) -> pl.DataFrame:
     it was run again because the code's meaning had changed.
     """
     point = ["arm", "width", "depth", "heads", "lr", "seed"]
-    other_data = (pl.col("data_hash") != reference).fill_null(False)
+    other_data = pl.lit(False) if reference is None else (pl.col("data_hash") != reference).fill_null(False)
     facts = _add_to_arm(facts, other_data, pl.lit("data_hash=") + pl.col("data_hash").str.head(8))
     newest = facts.sort("heartbeat", descending=True, nulls_last=True)
     facts = newest.unique(["study", *point], keep="first", maintain_order=True)

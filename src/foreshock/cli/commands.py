@@ -8,6 +8,7 @@ from typing import Annotated, get_args, get_type_hints
 import tyro
 
 from foreshock.cli.doctor import Doctor
+from foreshock.cli.forecast import Forecast
 from foreshock.cli.max_lr import MaxLr
 from foreshock.cli.report import Report
 from foreshock.cli.reproduce import Reproduce
@@ -22,12 +23,13 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[MaxLr, tyro.conf.subcommand("max-lr", prefix_name=False)]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)]
+    | Annotated[Forecast, tyro.conf.subcommand("forecast", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)]
 )
 
 
-def read_command(argv: Sequence[str] | None) -> Study | Train | MaxLr | Reproduce | Report | Doctor:
+def read_command(argv: Sequence[str] | None) -> Study | Train | MaxLr | Reproduce | Forecast | Report | Doctor:
     """The command that the arguments ask for.
 
     Raises:
