@@ -36,6 +36,7 @@ class SkipStep(Intervention):
     """
 
     neutral: ClassVar = {"sigma": None}
+    semantics: ClassVar = 2
 
     window: int = 128
     """Accepted steps that are looked back on."""
