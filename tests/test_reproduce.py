@@ -64,7 +64,7 @@ def go(out: Path, *ids: str, launcher: Planting | None = None, budget: float | N
     agenda = plan_claims(PAPER, "cpu", out, ids=ids)
     found = run_claims(agenda, launcher=launcher, budget=budget)
     assert found.failures == ()
-    write_results(agenda, found.results)
+    write_results(agenda, found)
     return entries(found.results)
 
 

@@ -9,10 +9,10 @@ import polars as pl
 
 from foreshock import reproductions
 from foreshock.analysis.wording import number
+from foreshock.report.reproduction import VERDICTS
 from foreshock.reproductions import Reference
 
 ROOT = Path(__file__).parent.parent
-VERDICTS = ("confirmed", "contradicted", "inconclusive", "not run")
 
 HEAD = """# {title}
 

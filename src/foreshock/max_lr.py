@@ -21,7 +21,7 @@ from foreshock.core import files
 from foreshock.core.arms import arm_name
 from foreshock.core.errors import ConfigError, require
 from foreshock.core.run_config import RunConfig, resolve
-from foreshock.study.estimate import Estimate, estimate, measure, rough_seconds
+from foreshock.study.estimate import Estimate, estimate, measure, read_minutes, rough_seconds
 from foreshock.study.folder import Run, StudyFolder
 from foreshock.study.grid import Size, Study
 from foreshock.study.launchers.base import Launcher
@@ -56,10 +56,10 @@ class Budget:
         """
         if re.fullmatch(r"\d+", text.strip()):
             return cls(runs=int(text))
-        minutes = re.fullmatch(r"(\d+\.?\d*|\.\d+)m", text.strip())
+        minutes = read_minutes(text)
         if minutes is None:
             raise ConfigError(f"budget: cannot read {text!r}; write runs such as 40, or minutes such as 30m")
-        return cls(minutes=float(minutes[1]))
+        return cls(minutes=minutes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,8 @@ class Reproduction:
 
     results: tuple[Result, ...]
     """One for each claim, in order of priority."""
+    runs: pl.DataFrame
+    """The table of `read_runs` that they were judged by."""
     failures: tuple[Failure, ...]
     """Runs that did not come to their end; the same call tries them again."""
 
@@ -188,18 +190,19 @@ def run_claims(
                 failures += result.failures
             else:
                 folder.open(plan.study, plan.runs)
-    return Reproduction(results=judge_all(agenda, skipped), failures=tuple(failures))
+    runs = read_runs(folder.path)
+    return Reproduction(results=judge_all(agenda, runs, skipped), runs=runs, failures=tuple(failures))
 
 
-def judge_all(agenda: Agenda, skipped: Mapping[str, str]) -> tuple[Result, ...]:
+def judge_all(agenda: Agenda, runs: pl.DataFrame, skipped: Mapping[str, str]) -> tuple[Result, ...]:
     """What the runs that are there say of each claim.
 
     Args:
         agenda: the claims and their runs.
+        runs: the table of `read_runs` on their folder.
         skipped: why the runs of a claim were not begun, by the claim's id.
     """
-    path = agenda.plans[0].folder.path
-    runs, found = read_runs(path), {run.run_id: run for run in find_runs(path)}
+    found = {run.run_id: run for run in find_runs(agenda.plans[0].folder.path)}
     results = []
     for claim, plan in zip(agenda.claims, agenda.plans, strict=True):
         mine = runs.filter(pl.col("run_id").is_in([run.run_id for run in plan.runs]))
@@ -232,13 +235,13 @@ def entries(results: Iterable[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def write_results(agenda: Agenda, results: Sequence[Result]) -> Path:
+def write_results(agenda: Agenda, found: Reproduction) -> Path:
     """Write claims.json and the page into the folder of the runs, and return the path of the page."""
     from foreshock.report.reproduction import write_page
 
     folder = agenda.plans[0].folder.path
-    files.write_json(folder / "claims.json", entries(results))
-    return write_page(folder, agenda.paper, agenda.scale, results, read_runs(folder))
+    files.write_json(folder / "claims.json", entries(found.results))
+    return write_page(folder, agenda.paper, agenda.scale, found.results, found.runs)
 
 
 def _study(paper: str, at: Scale, claims: Sequence[Claim]) -> Study:

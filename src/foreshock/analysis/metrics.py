@@ -99,6 +99,12 @@ def scan_metrics(found: Sequence[FoundRun]) -> pl.LazyFrame:
     return pl.concat([pl.LazyFrame(schema=METRICS_SCHEMA), *stored, *parsed])
 
 
+def of_key(metrics: pl.LazyFrame, key: str) -> pl.LazyFrame:
+    """The rows under a key of metrics.jsonl, `group/quantity[/module path]`."""
+    group, quantity, module = _split_key(key)
+    return metrics.filter(pl.col("module").eq_missing(pl.lit(module, pl.String)), group=group, quantity=quantity)
+
+
 def read_metrics(source: Source) -> pl.DataFrame:
     """Everything the runs logged, one number a row.
 

@@ -1,6 +1,5 @@
 """`foreshock reproduce`: the experiments of a paper, claim by claim."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ class Reproduce:
             found = run_claims(
                 agenda, budget=budget, on_progress=display, on_claim=lambda claim, plan: show_claim(claim, plan, screen)
             )
-        page = write_results(agenda, found.results)
+        page = write_results(agenda, found)
         if self.json:
             print_json(entries(found.results))
         show_failures(found.failures, screen)
@@ -84,13 +83,14 @@ def read_budget(text: str | None) -> float | None:
         ConfigError: not of this form, or not above 0.
     """
     from foreshock.core.errors import ConfigError
+    from foreshock.study.estimate import read_minutes
 
     if text is None:
         return None
-    minutes = re.fullmatch(r"(\d+\.?\d*|\.\d+)m", text.strip())
-    if minutes is None or float(minutes[1]) == 0:
+    minutes = read_minutes(text)
+    if not minutes:
         raise ConfigError(f"--budget: cannot read {text!r}; write minutes above 0, such as 60m")
-    return 60 * float(minutes[1])
+    return 60 * minutes
 
 
 def show_costs(costs: "Sequence[Cost]", screen: "Console") -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from foreshock.analysis.metrics import FoundRun, scan_metrics
+from foreshock.analysis.metrics import FoundRun, of_key, scan_metrics
 from foreshock.analysis.outcomes import OUTCOME_COLUMNS, OutcomeRule, add_outcomes
 from foreshock.analysis.sensitivity import sensitivity_table
 from foreshock.study.grid import Size
@@ -34,8 +34,5 @@ class Evidence:
 
     def logged(self, arm: str, size: Size, lr: float, key: str) -> pl.DataFrame:
         """Steps and values of a logged quantity, `group/quantity[/module]`, in one run."""
-        group, quantity, *module = key.split("/", 2)
-        where = pl.col("module") == module[0] if module else pl.col("module").is_null()
         found = [self.found[run_id] for run_id in self.at(arm, size, [lr])["run_id"]]
-        rows = scan_metrics(found).filter(where, group=group, quantity=quantity)
-        return rows.select("step", "value").sort("step").collect()
+        return of_key(scan_metrics(found), key).select("step", "value").sort("step").collect()

@@ -1,6 +1,7 @@
 """How long a study will take: from runs already measured where there are any, else from a rough model."""
 
 import heapq
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -74,6 +75,16 @@ def estimate(configs: Sequence[RunConfig], workers: int, measured: Mapping[str, 
     for config in configs:
         heapq.heapreplace(free_at, free_at[0] + expected_seconds(config, measured))
     return Estimate(seconds=max(free_at), measured=all(shape_key(config) in measured for config in configs))
+
+
+def read_minutes(text: str) -> float | None:
+    """Minutes as they are written on the command line; None if the text is no number with an m.
+
+    >>> read_minutes("30m"), read_minutes("30")
+    (30.0, None)
+    """
+    minutes = re.fullmatch(r"(\d+\.?\d*|\.\d+)m", text.strip())
+    return None if minutes is None else float(minutes[1])
 
 
 def duration(seconds: float) -> str:

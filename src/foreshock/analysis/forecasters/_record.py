@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from foreshock.analysis.forecasters._tables import with_reason
-from foreshock.analysis.metrics import Source, find_runs, scan_metrics
+from foreshock.analysis.metrics import Source, find_runs, of_key, scan_metrics
 from foreshock.analysis.tables import read_runs
 from foreshock.core.config import from_json
 from foreshock.core.run_config import RunConfig
@@ -83,10 +83,7 @@ def readings(record: Record, key: str, window: Callable[[int], tuple[int, int]])
 
 def _logged(metrics: pl.LazyFrame, key: str) -> pl.LazyFrame:
     """`run_id`, `at` and `value` of every row under a key."""
-    group, quantity, *module = key.split("/", 2)
-    named = pl.col("module") == module[0] if module else pl.col("module").is_null()
-    rows = metrics.filter((pl.col("group") == group) & (pl.col("quantity") == quantity) & named)
-    return rows.select("run_id", "value", at="step")
+    return of_key(metrics, key).select("run_id", "value", at="step")
 
 
 def quarter(steps: int) -> int:
