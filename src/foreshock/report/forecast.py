@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +88,6 @@ def _render(folder: Path, found: Forecasts, charts: list[dict[str, Any]]) -> str
     return template("forecast.html.j2").render(
         title=folder.resolve().name,
         folder=str(folder),
-        version=version("foreshock"),
-        colours=theme.COLOURS,
-        font=theme.FONT,
         confidence=f"{CONFIDENCE:.0%}",
         sentences=sentences(found),
         charts=charts,

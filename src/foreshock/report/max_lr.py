@@ -1,7 +1,6 @@
 """The largest stable learning rates as one HTML file: chart and table, nothing that is loaded."""
 
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import polars as pl
 from foreshock.analysis.max_lr import caveats
 from foreshock.analysis.wording import number
 from foreshock.core import files
-from foreshock.report import theme
 from foreshock.report.charts.max_lr import max_lr_by_arm
 from foreshock.report.figures import images, write_specs
 from foreshock.report.page import template
@@ -49,9 +47,6 @@ def write_page(folder: Path, table: pl.DataFrame, edges: pl.DataFrame, resolutio
     content = template("max_lr.html.j2").render(
         title=folder.resolve().name,
         folder=str(folder),
-        version=version("foreshock"),
-        colours=theme.COLOURS,
-        font=theme.FONT,
         resolution=f"{resolution:g}",
         notes=caveats(edges),
         images=None if spec is None else images(spec),

@@ -113,9 +113,6 @@ def render(material: Material, found: Sequence[str], folders: Sequence[Path]) ->
     return template("page.html.j2").render(
         title=" against ".join(dict.fromkeys(folder.resolve().name for folder in folders)),
         folders=", ".join(str(folder) for folder in folders),
-        version=version("foreshock"),
-        colours=theme.COLOURS,
-        font=theme.FONT,
         findings=found,
         sections=sections,
         arms=[(arm, arm in first) for arm in arms_of(material.runs)],
@@ -180,12 +177,13 @@ def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def template(name: str) -> jinja2.Template:
-    """A page to be filled in."""
+    """A page to be filled in, with what all pages have in common: the version, colours and font."""
     loader = jinja2.PackageLoader("foreshock.report", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["code"] = _with_code
+    environment.globals |= {"version": version("foreshock"), "colours": theme.COLOURS, "font": theme.FONT}
     return environment.get_template(name)
 
 

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +14,6 @@ from foreshock.analysis.sensitivity import sensitivity_table
 from foreshock.analysis.wording import number
 from foreshock.core import files
 from foreshock.core.run_folder import FINISHED
-from foreshock.report import theme
 from foreshock.report.charts.attention import logit_vs_lr, logit_vs_size
 from foreshock.report.charts.loss import loss_vs_lr
 from foreshock.report.charts.sensitivity import sensitivity_vs_size
@@ -59,9 +57,6 @@ def write_page(
         title=module.TITLE,
         arxiv=module.ARXIV,
         folder=str(folder),
-        version=version("foreshock"),
-        colours=theme.COLOURS,
-        font=theme.FONT,
         counts=[(verdict, counts[verdict]) for verdict in VERDICTS],
         notes=module.NOTES,
         columns=COLUMNS,

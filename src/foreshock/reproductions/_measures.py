@@ -220,7 +220,7 @@ def _read_off(arm: str, size: Size, lrs: Sequence[float], column: str, *, below:
     return Number(
         of=lambda evidence: math.fsum(ends(evidence)) / 2,
         runs=_points(arm, size, lrs),
-        off=lambda evidence: (ends(evidence)[1] - ends(evidence)[0]) / 2,
+        off=lambda evidence: float(np.ptp(ends(evidence))) / 2,
     )
 
 
