@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import step, study
+from benchmarks.curvature.page import cpu_page, cuda_page
 
 TARGET = Path(__file__).parent.parent / "docs" / "benchmarks"
 
@@ -74,7 +75,9 @@ def machine(device: str) -> str:
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["step", "study"], help="step, study; both by default")
+    parser.add_argument(
+        "parts", nargs="*", default=["step", "study"], help="step, study, curvature; the first two by default"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
         "--blocks", type=int, default=25, help="interleaved blocks of the step benchmark, over all processes"
@@ -86,6 +89,10 @@ def main() -> None:
         pages[name] = step_page(options.device, options.blocks)
     if "study" in options.parts and options.device == "cpu":
         pages["study"] = study_page()
+    if "curvature" in options.parts and options.device == "cpu":
+        pages["curvature"] = cpu_page(machine("cpu"))
+    if "curvature" in options.parts and options.device == "cuda":
+        pages["curvature_cuda"] = cuda_page(machine("cuda"))
     TARGET.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         print(text)

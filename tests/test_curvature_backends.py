@@ -189,7 +189,7 @@ def test_steps_that_round_away_in_half_precision(
     monkeypatch.setattr(differences, "dither", lambda *_: None)
     assert quotient() < 0.6 * exact
     gradient_N = losses.gradient(space)
-    with pytest.raises(UserError, match="leave out base"), one_sided_differences(losses, space, base=gradient_N):
+    with pytest.raises(UserError, match="take a new base"), one_sided_differences(losses, space, base=gradient_N):
         pass
 
 

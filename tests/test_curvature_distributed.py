@@ -36,9 +36,9 @@ SECONDS = 240
 """After which both processes are ended; each takes some ten seconds on an idle machine, most of them for imports."""
 
 
-def launch(scenario: str, folder: Path) -> None:
-    """Run a scenario on both ranks; when one dies, the other is ended too."""
-    command = [sys.executable, "-W", "error", "-m", "tests.test_curvature_distributed", scenario, str(folder / "store")]
+def launch(scenario: str, folder: Path, module: str = "tests.test_curvature_distributed") -> None:
+    """Run a scenario of a module on both ranks; when one dies, the other is ended too."""
+    command = [sys.executable, "-W", "error", "-m", module, scenario, str(folder / "store")]
     root = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     logs = [folder / f"rank{rank}" for rank in range(RANKS)]
@@ -313,9 +313,14 @@ def refused(action: Callable[[], Any], message: str) -> None:
         action()
 
 
-if __name__ == "__main__":
+def run(scenarios: dict[str, Callable[[int], None]]) -> None:
+    """One rank of the scenario that the command line names."""
     name, store, place = sys.argv[1:]
     waiting = timedelta(seconds=SECONDS)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(place), world_size=RANKS, timeout=waiting)
-    {"ddp": ddp, "fsdp": fsdp, "tensor_parallel": tensor_parallel, "death": death}[name](int(place))
+    scenarios[name](int(place))
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run({"ddp": ddp, "fsdp": fsdp, "tensor_parallel": tensor_parallel, "death": death})

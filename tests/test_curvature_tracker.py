@@ -244,6 +244,22 @@ def test_a_restored_tracker_goes_on_with_the_same_readings() -> None:
     assert found[0] == found[1] != found[2]
 
 
+def two_slopes(model: nn.Module, diagonal: Tensor) -> Tensor:
+    """Its Hessian is the diagonal, in fp64 and without rounding."""
+    (theta,) = model.parameters()
+    return 0.5 * (diagonal * theta.square()).sum()
+
+
+def test_the_search_does_not_stay_with_an_eigenvector_that_has_become_the_second() -> None:
+    """Twice the first two change places. From an eigenvector alone the next reading would end where it began, at 4."""
+    model = nn.ParameterList([nn.Parameter(torch.ones(4, dtype=torch.float64))])
+    tracker = CurvatureTracker(model, torch.optim.SGD(model.parameters(), lr=0.1), two_slopes, hvps=4)
+    for first_two in ([5.0, 4.0], [4.0, 5.0], [5.0, 4.0]):
+        reading = tracker.measure(torch.tensor([*first_two, 1.0, 0.5], dtype=torch.float64))
+        assert reading.eigenvalue == pytest.approx(5, rel=1e-8)
+    assert reading.turn > 1, "the angle is from the last eigenvector, not from the start"
+
+
 def test_micro_batches_read_higher_than_their_union() -> None:
     """λ_max is convex: with the same P, the mean over parts is never below that of their mean."""
     model = net()
@@ -295,6 +311,10 @@ def test_readings_keep_within_their_share_of_the_time(monkeypatch: pytest.Monkey
         (lambda m: CurvatureTracker(m, adamw(m), loss_fn, backend="double"), "double_backward"),
         (lambda m: CurvatureTracker(m, adamw(m), loss_fn, hvps=0), "hvps"),
         (lambda m: CurvatureTracker(m, adamw(m), loss_fn, tolerance=0.0), "tolerance"),
+        (lambda m: CurvatureTracker(m, adamw(m), loss_fn).due(5), "share must be above 0 and at most 1, got 5"),
+        (lambda m: CurvatureTracker(m, adamw(m), loss_fn).due(0), "share must be above 0"),
+        (lambda m: CurvatureTracker(m, adamw(m), loss_fn).load_state_dict({}), "lacks kept, generator; a fresh"),
+        (lambda m: CurvatureTracker(m, adamw(m), loss_fn).load_state_dict({"kept": None}), "lacks generator"),
         (lambda m: CurvatureTracker(m.requires_grad_(False), adamw(m), loss_fn).measure(batch(0)), "frozen"),
     ],
 )

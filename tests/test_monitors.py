@@ -211,6 +211,10 @@ def test_throughput_counts_flops_where_the_peak_is_known(monkeypatch: pytest.Mon
     observer = Throughput().attach(context_of(nn.Linear(1, 1), flops_per_token=756e9, tokens_per_step=50))
     info = info_of(torch.zeros(1, 1, 2), seconds=0.1)
     assert observer.read(info)["throughput/mfu"] == pytest.approx(0.5)
+    info.flops_share = 0.25
+    rows = observer.read(info)
+    assert rows["throughput/mfu"] == pytest.approx(0.125), "blocks that are left out cost nothing"
+    assert rows["throughput/tokens_per_s"] == pytest.approx(500), "and their tokens are trained on"
     info.seconds = 0.0
     assert observer.read(info) == {}, "no speed before the first interval"
 

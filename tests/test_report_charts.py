@@ -18,8 +18,8 @@ from foreshock.report.charts.loss import loss_vs_lr
 from foreshock.report.charts.mechanisms import NORMS, OUTPUT_LOGITS, largest_module, quantity_vs_lr
 from foreshock.report.charts.overview import overview
 from foreshock.report.charts.sensitivity import sensitivity_vs_size
-from foreshock.report.figures import SECTIONS, Material, spec_of, write_figures
-from foreshock.report.prepare import prepare_runs, prepare_sensitivity
+from foreshock.report.figures import SECTIONS, Material, spec_of, write_figures, write_specs
+from foreshock.report.prepare import MAX_EVENTS, prepare_runs, prepare_sensitivity, read_events
 from foreshock.report.spec import Spec
 from tests.fabricate import BIGRAM_LOSS, LOSS_INIT, Planned, Planted, fabricate_study, plausible
 
@@ -48,6 +48,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         runs=prepare_runs(tables.runs),
         sensitivity=prepare_sensitivity(tables.sensitivity),
         metrics=scan_metrics(find_runs(folder)),
+        events=read_events(find_runs(folder)),
     )
 
 
@@ -153,6 +154,66 @@ def test_training_curves_end_with_a_mark_where_they_stop_being_finite(material: 
     assert table["value"].is_finite().all()
 
 
+def happened(material: Material, arm: str) -> pl.DataFrame:
+    """Two events in every run of an arm."""
+    runs = material.runs.filter(arm=arm).select("run_id")
+    facts = {"step": [30, 60], "event": ["blocks_joined"] * 2, "facts": ["running 2", "running 3"]}
+    return runs.join(pl.DataFrame(facts), how="cross").select(material.events.columns)
+
+
+def test_events_are_rules_in_the_panels_of_their_arm_and_nothing_else_changes(material: Material) -> None:
+    chart = training_curves(material.runs, material.metrics, happened(material, "qk_norm"))
+    bare = training_curves(material.runs, material.metrics, material.events)
+    assert chart is not None
+    assert bare is not None
+    assert material.events.is_empty()
+    for row, other in zip(chart["vconcat"], bare["vconcat"], strict=True):
+        for panel, plain in zip(row["concat"], other["concat"], strict=True):
+            rules = [layer for layer in panel["layer"] if layer["mark"]["type"] == "rule"]
+            assert [layer for layer in panel["layer"] if layer not in rules] == plain["layer"]
+            if panel["title"] != "qk_norm":
+                assert not rules
+                continue
+            (rule,) = rules
+            rows = panel_rows(chart, rule)
+            assert sorted({(row["step"], row["facts"]) for row in rows}) == [(30, "running 2"), (60, "running 3")]
+            assert {row["run_id"] for row in rows} == set(material.runs.filter(arm="qk_norm")["run_id"])
+            assert {row["size"] for row in rows} == set(material.runs["size"])
+            assert rule["transform"] == [{"filter": "datum.size === shown_size"}]
+            assert "y" not in rule["encoding"]
+    alt.VConcatChart.from_dict(json.loads(json.dumps(chart)), validate=True)
+
+
+def test_a_rule_is_drawn_for_each_event_of_the_size_shown(material: Material, tmp_path: Path) -> None:
+    drawn = []
+    for events in (material.events, happened(material, "qk_norm")):
+        (path,) = write_specs(
+            {"curves": training_curves(material.runs, material.metrics, events) or {}}, tmp_path, ["svg"]
+        )
+        drawn.append(path.read_text().count('aria-roledescription="rule mark"'))
+    runs = material.runs.filter(arm="qk_norm", width=64).height
+    assert drawn[1] - drawn[0] == len(ROWS) * 2 * runs > 0
+
+
+def test_events_read_are_those_of_plug_ins_once_and_the_first(tmp_path: Path) -> None:
+    """A resumed run goes through a step twice; how it began and ended is no event of a step."""
+    study = fabricate_study(tmp_path / "study", arms=("none",), sizes=((32, 2),), lrs=(1e-2,))
+    (run,) = find_runs(study)
+    facts = {"eigenvalue": 1234.5678, "threshold": math.inf, "factor": 1.0}
+    for event, step in (("lr_limited", 20), ("early_stop", 30), ("resumed", 10), ("lr_limited", 20)):
+        run.folder.append_event(event, step=step, **facts)
+    run.folder.append_event("blocks_joined", step=15, first_step=16, running=3)
+    table = read_events([run])
+    assert table.rows() == [
+        (run.run_id, 15, "blocks_joined", "first_step 16, running 3"),
+        (run.run_id, 20, "lr_limited", "eigenvalue 1235, threshold inf, factor 1"),
+    ]
+    for step in range(100, 100 + 2 * MAX_EVENTS):
+        run.folder.append_event("lr_limited", step=step, **facts)
+    run.folder.close()
+    assert read_events([run])["step"].to_list() == [15, 20, *range(100, 98 + MAX_EVENTS)]
+
+
 def test_every_figure_is_valid(material: Material) -> None:
     for figure in (figure for section in SECTIONS for figure in section.figures):
         spec = spec_of(figure, material)  # what the page has, which is not checked again
@@ -183,7 +244,7 @@ def test_nothing_to_draw_is_no_chart(material: Material) -> None:
     assert loss_vs_lr(none) is logit_vs_lr(none) is logit_vs_size(none) is overview(none) is None
     assert sensitivity_vs_size(material.sensitivity.clear()) is None
     assert quantity_vs_lr(material.runs, material.metrics.clear(), OUTPUT_LOGITS[0]) is None
-    assert training_curves(material.runs, material.metrics.clear()) is None
+    assert training_curves(material.runs, material.metrics.clear(), material.events) is None
 
 
 def test_sensitivities_over_different_grids_are_not_averaged(material: Material) -> None:
@@ -226,7 +287,7 @@ def test_sensitivity_axis_starts_at_zero(material: Material) -> None:
 
 def test_an_arm_without_a_size_says_so_in_its_panels(material: Material) -> None:
     runs = material.runs.filter((pl.col("arm") != "qk_norm") | (pl.col("width") == 32))
-    chart = training_curves(runs, material.metrics)
+    chart = training_curves(runs, material.metrics, material.events)
     assert chart is not None
     for panel in (panel for row in chart["vconcat"] for panel in row["concat"]):
         noted = [panel_rows(chart, layer) for layer in panel["layer"] if "data" in layer]

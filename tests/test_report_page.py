@@ -14,6 +14,7 @@ from foreshock.analysis.tables import read_runs, write_tables
 from foreshock.cli.main import main
 from foreshock.core import files
 from foreshock.core.errors import ConfigError, RunFolderError
+from foreshock.core.run_folder import RunFolder
 from foreshock.report import facts
 from foreshock.report.figures import SECTIONS
 from foreshock.report.page import embedded, write_report
@@ -141,6 +142,20 @@ def test_flops_are_those_of_the_manifest_times_tokens() -> None:
     assert costs["flops"].to_list() == [900.0, 400.0, 1300.0]
     assert costs["wall_s"].to_list() == [3.0, 3.0, 6.0]
     assert costs["runs"].to_list() == [2, 1, 3]
+
+
+def test_flops_of_a_run_are_those_it_has_spent(tmp_path: Path) -> None:
+    """600 FLOPs in 10 steps of 4 tokens are 15 a token, whatever the whole model would cost; else the manifest's."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create({})
+    assert facts.flops_per_token(folder) is None
+    folder.write_manifest({"flops_per_token": 20.0, "tokens_per_step": 4})
+    folder.write_status("done", step=10)
+    assert facts.flops_per_token(folder) == 20.0
+    folder.write_status("done", step=10, flops=600.0)
+    assert facts.flops_per_token(folder) == 15.0
+    folder.write_status("running", step=0, flops=0.0)
+    assert facts.flops_per_token(folder) == 20.0
 
 
 def test_settings_tell_shared_from_varying(page: Page) -> None:

@@ -50,20 +50,24 @@ class Record:
 
     loss: float = 2.0
     logit: float = 10.0
-    logged: Callable[[str, int], float] = field(default=lambda key, step: 1.0)
+    logged: Callable[[str, float], float] = field(default=lambda key, step: 1.0)
 
 
 def judged(claim: Claim, at: Scale, plant: Callable[[Point], Record], *, lacking: int = 0) -> Result:
-    """The claim judged by planted runs of its own; quantities are logged at 1, 25, 10, 20, … 100 % of the steps."""
+    """The claim judged by planted runs of its own; quantities are logged at 1, 2, … 100 % of the steps, and
+    where blocks join, by percent.
+    """
     points = [Point(arm, size, lr, seed) for arm, size, lr in sorted(claim.number.runs, key=str) for seed in at.seeds]
     records = {str(point): plant(point) for point in points}
     rows = [_row(point, records[str(point)], at.base.train.steps) for point in points][lacking:]
 
     def logged(self: Evidence, arm: str, size: Size, lr: float, key: str) -> pl.DataFrame:
-        record, percents = records[str(Point(arm, size, lr, self.runs["seed"][0]))], [1, 25, *range(10, 101, 10)]
-        values = [float(record.logged(key, percent)) for percent in percents]
-        steps = [-(-percent * at.base.train.steps // 100) for percent in percents]
-        return pl.DataFrame({"step": steps, "value": values}).sort("step")
+        record, whole = records[str(Point(arm, size, lr, self.runs["seed"][0]))], at.base.train.steps
+        percents = {-(-percent * whole // 100): float(percent) for percent in range(1, 101)}
+        joining = {step + i: 100 * (step + i) / whole for step in getattr(at, "joins", ()) for i in range(4)}
+        steps = dict(sorted((percents | joining).items()))
+        values = [float(record.logged(key, percent)) for percent in steps.values()]
+        return pl.DataFrame({"step": list(steps), "value": values})
 
     with mock.patch.object(Evidence, "logged", logged):
         return judge(claim, at, pl.DataFrame(rows), {})
@@ -127,8 +131,16 @@ def lively(point: Point) -> Record:
     return Record(
         loss=2.0 + 0.2 * decades**2 + 0.1 * u + (1.0 if point.lr > 0.05 else 0.0),
         logit=10 ** (1 + decades + u),
-        logged=lambda key, step: 1 + u + zlib.crc32(key.encode()) / 2**32 + step / 100,
+        # Peaks, and dips to below 1, so that there is something to detect.
+        logged=lambda key, step: (
+            (1 + u + _of(key) + step / 100 + 3 * (step % 17 == round(16 * _of(key)))) * (0.1 if step % 11 == 0 else 1)
+        ),
     )
+
+
+def _of(key: str) -> float:
+    """A number in [0, 1] that is a key's own."""
+    return zlib.crc32(key.encode()) / 2**32
 
 
 @pytest.mark.parametrize(("paper", "scale"), EVERY)
@@ -157,7 +169,9 @@ def test_every_curve_of_a_claim_counts(paper: str) -> None:
                 return Record(
                     loss=2.5 - 0.3 * math.log10(point.lr),
                     logit=3 * record.logit,
-                    logged=lambda key, step: record.logged(key, step) * (1 + step * (1 + point.lr)),
+                    logged=lambda key, step: (
+                        record.logged(key, step) * (1 - step * (1 + point.lr)) * (1 - step % 2 * 2)
+                    ),
                 )
 
             assert judged(claim, at, moved).interval != before, (claim.id, place)
@@ -191,7 +205,7 @@ def planted(shift: float, scatter: float) -> Callable[[Point], Record]:
         return Record(
             loss=2.0 + (0.3 - 0.2 * x if beyond else 0.5 * (point.lr < 5e-3)) + (0.0 if beyond else 0.1 * x),
             logit=10 ** (1 + x),
-            logged=lambda key, step: 10 ** (x * step / 100),
+            logged=lambda key, step: 10 ** (x * (1.0 if step > 90 else step / 100)),
         )
 
     return plant

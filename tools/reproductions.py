@@ -22,7 +22,7 @@ arXiv {arxiv}. Written by `make reproductions` from [results/{paper}](../../resu
 **{counts}.**
 
 """
-CLAIMS = """| claim | what the paper says | number | value (95 % interval) | expected |
+CLAIMS = """| claim | what is claimed | number | value (95 % interval) | expected |
 |---|---|---|---|---|
 """
 

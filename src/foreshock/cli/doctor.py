@@ -5,6 +5,9 @@ from typing import Annotated, Any
 
 import tyro
 
+BYTES = 257
+"""Vocabulary of the base proxy: bytes, and the end of a document."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
@@ -46,7 +49,28 @@ def examine() -> dict[str, Any]:
         "device": f"{len(devices)} CUDA" if devices else "cpu",
         "cache": str(cache_folder()),
         "runs here": ["cpu, fp32", *(["cuda, bf16 and compile"] if devices else [])],
+        "curvature": curvature_products(),
     }
+
+
+def curvature_products() -> dict[str, str] | str:
+    """The back end that makes Hessian-vector products of the base proxy, and why it is chosen."""
+    from foreshock.core.errors import ConfigError
+    from foreshock.study.machine import check_torch
+
+    try:
+        check_torch()
+    except ConfigError:
+        return "unknown without torch"
+    from foreshock.core.run_config import RunConfig
+    from foreshock.probes.curvature.backends import choose_backend
+    from foreshock.probes.curvature.space import ParameterSpace
+    from foreshock.proxy.model import Proxy
+
+    config = RunConfig()
+    model = Proxy(config.model, BYTES, config.data.seq_len)
+    name, reason = choose_backend(model, ParameterSpace(model.parameters()))
+    return {"backend": name, "reason": reason}
 
 
 def shown(value: Any) -> str:

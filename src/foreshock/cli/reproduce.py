@@ -26,7 +26,7 @@ class Reproduce:
     """
 
     paper: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PAPER", help_behavior_hint="")]
-    """small-scale-proxies (arXiv 2309.14322) or stability-methods (2410.16682)."""
+    """small-scale-proxies (arXiv 2309.14322), stability-methods (2410.16682) or curvature (2606.16768)."""
     scale: Annotated[str, shown_as("cpu|gpu|paper")] = "cpu"
     """How large the runs are; `paper` shows the published configuration and its cost, and runs nothing."""
     claims: Annotated[tuple[str, ...], shown_as("CLAIM ...")] = ()
@@ -148,7 +148,7 @@ def show_results(results: "Sequence[Result]", screen: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("claim", "what the paper says", "number (95 % interval)", "expected", "verdict")
+    table = Table("claim", "what is claimed", "number (95 % interval)", "expected", "verdict")
     for result in results:
         margin, found = result.claim.margin, result.interval
         number = result.note if found is None else f"{found.mean:.3g} ({found.low:.3g} to {found.high:.3g})"

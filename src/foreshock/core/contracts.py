@@ -34,13 +34,15 @@ class StepInfo:
     extra_losses: dict[str, Tensor] = field(default_factory=dict)
     """Loss terms added by interventions, by intervention name; 0-d."""
     lr: float = 0.0
-    """η·s_t of this step, before any per-group multiplier."""
+    """η·s_t of this step, before any per-group multiplier; less where an intervention limits it."""
     grad_norm: Tensor | None = None
     """Global L2 norm of the gradients, unscaled and before clipping; 0-d, set after the backward pass."""
     clip_factor: Tensor | None = None
     """What clipping multiplied the gradients by, in (0, 1]; 0-d."""
     seconds: float = 0.0
     """Mean wall-clock seconds a step since the last logged step, monitors included; 0 before the first."""
+    flops_share: float = 1.0
+    """Share of the model's training FLOPs that those steps spent; below 1 while blocks are left out."""
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """What plug-ins have to tell of this step besides numbers, by name and with facts; goes to events.jsonl."""
 
@@ -152,6 +154,10 @@ class Intervention:
 
     def after_update(self, info: StepInfo) -> None:
         """After the optimizer step."""
+
+    def flops_share(self, step: int) -> float:
+        """Share of the blocks' training FLOPs spent in the steps 1 to `step`, at least 1; 1 if no block is left out."""
+        return 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same bits."""

@@ -33,7 +33,8 @@ def grow_depth(
     Under `DistributedDataParallel` blocks that wait have no gradients to wait for: give it
     `find_unused_parameters=True`, or wrap the model anew after each `unlock`. Under `torch.compile` the first pass
     after an `unlock` compiles again. Call this before either. To resume, build the model, call this with the same
-    arguments, load the weights and then the handle's `load_state_dict`.
+    arguments, load the weights and then the handle's `load_state_dict`. A deepcopy of the model, as for an average of
+    its weights, keeps leaving out what waits when it is made: `unlock` reaches the original alone.
 
     >>> import torch
     >>> class Block(nn.Module):
@@ -62,12 +63,13 @@ def grow_depth(
         seed: of the noise, with the parameters' names.
 
     Raises:
-        ConfigError: a setting out of range, or `breaker="zeros"`: such blocks would never learn.
-        UserError: no blocks are found, they share weights with others, or their linears are not found; nothing is
-            changed then.
+        ConfigError: a setting out of range or not known, or `breaker="zeros"`: such blocks would never learn.
+        UserError: no blocks are found, some wait already, they share weights with others, or their linears are not
+            found; nothing is changed then.
     """
-    check_options("grow_depth", initial, breaker, scale)
+    check_options("grow_depth", initial, locked, breaker, scale)
     blocks = _blocks(model)
+    _check_none_waits(blocks)
     order = waiting_blocks(len(blocks), blocks_at_start(len(blocks), initial), locked)
     waiting = {list(blocks)[i]: list(blocks.values())[i] for i in order}
     _check_own_weights(model, waiting)
@@ -219,6 +221,16 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
             f"{sorted(kind.__name__ for kind in kinds) or 'nothing'}"
         )
     return blocks
+
+
+def _check_none_waits(blocks: Mapping[str, nn.Module]) -> None:
+    """A handle puts back the forward that it found, which must not be that of a block waiting for another handle."""
+    waiting = [name for name, block in blocks.items() if isinstance(vars(block).get("forward"), Bypass)]
+    if waiting:
+        raise UserError(
+            f"grow_depth was called on this model before, and {', '.join(map(repr, waiting))} still wait for it: let "
+            "them in first, with the unlock or the remove of that call's handle (or the remove of what apply returned)"
+        )
 
 
 def _check_own_weights(model: nn.Module, waiting: Mapping[str, nn.Module]) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from foreshock.core.errors import require
+from foreshock.core.errors import require, unknown
 
 Half = Literal["last", "first", "alternate"]
 """Which blocks wait: the deepest ones, the first ones, or every other one."""
@@ -28,6 +28,8 @@ class Plan:
     """Steps from one group to the next."""
     sizes: tuple[int, ...]
     """Blocks of each group, in the order of joining."""
+    latest: int | None = None
+    """Steps done before what still waits for the curvature joins anyway, at least `begin`; None with time alone."""
 
     def groups_at(self, step: int) -> int:
         """How many groups have joined in the forward pass of step `step`, counted from 1, by time alone.
@@ -43,13 +45,21 @@ class Plan:
     @property
     def last(self) -> int:
         """The first step at which all blocks may take part."""
-        return self.begin + 1 + (len(self.sizes) - 1) * self.interval
+        return self.last_after(self.begin)
+
+    def last_after(self, done: int) -> int:
+        """The step in which the last group joins, if the first one does after `done` steps and none waits longer."""
+        return done + 1 + (len(self.sizes) - 1) * self.interval
 
 
-def check_options(owner: str, initial: float, breaker: Breaker, scale: float) -> None:
+def check_options(owner: str, initial: float, locked: Half, breaker: Breaker, scale: float) -> None:
     """Raise a ConfigError, in the name of `owner`, for settings of the start that cannot work."""
+    breakers = [name for name in get_args(Breaker) if name != "zeros"]
     require(0 < initial <= 1, f"{owner}:initial", "must be a share of the blocks in (0, 1]", initial)
-    require(breaker != "zeros", f"{owner}:breaker", DEAD, breaker)
+    require(breaker != "zeros", f"{owner}:breaker", f"must not be zeros: this {DEAD}", breaker)
+    for option, given, known in (("locked", locked, list(get_args(Half))), ("breaker", breaker, breakers)):
+        if given not in known:
+            raise unknown(f"{owner}:{option}", str(given), known)
     require(0 < scale <= 1, f"{owner}:scale", "must be in (0, 1]", scale)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from foreshock.core.contracts import Context, Edit, Intervention, StepInfo
@@ -56,18 +56,20 @@ class ArchWarmup(Intervention):
     With `trigger=curvature` a group joins when the last reading of λ over its threshold is below `margin`, at the
     earliest when its time has come and `interval` steps after the group before; every group asks for a reading of
     its own, and one that is not finite lets nothing in. It is read every 10 steps while a group is due, on 4
-    sequences; in other training loops readings are given to `observe` on the runtime. That also has
-    `unlocked_blocks`, `unlocks` and `flops_share(step)`. What joins is an event of the run, `blocks_joined`.
+    sequences; in other training loops readings are given to `observe` on the runtime. From `latest` on whatever still
+    waits joins all the same, `interval` steps apart. What joins is an event of the run, `blocks_joined`, with the fact
+    `by`: `time`, `curvature` or `latest`. The runtime has `unlocked_blocks`, `unlocks` and `flops_share(step)`.
 
     Neutral: initial 1. It refuses residual rules that put a norm on the stream, as no block of theirs is near the
     identity. With sigma_reparam, with norms behind the sub-layers and with gains in the residual it takes `fresh`
     alone: those undo a factor on the weights, or start at zero themselves. It refuses torch's fused SGD, which fails
-    when momentum buffers are missing. On other models give `steps` and `begin`, or use `foreshock.grow_depth`, which
-    explains what blocks have to be. Cost: less than nothing while blocks wait, which saves their FLOPs; a copy on
-    the CPU of the weights that were set, until they join.
+    when momentum buffers are missing and, where it reads λ, optimizers whose edge is not known. On other models give
+    `steps` and `begin`, or use `foreshock.grow_depth`, which explains what blocks have to be. Cost: less than nothing
+    while blocks wait, which saves their FLOPs; a copy on the CPU of the weights that were set, until they join.
     """
 
     neutral: ClassVar = {"initial": 1.0}
+    semantics: ClassVar = 2
 
     initial: float = 0.5
     """Share of the blocks that run from the start, rounded; at least one block runs and, below 1, one waits."""
@@ -87,11 +89,13 @@ class ArchWarmup(Intervention):
     """What lets a group in."""
     margin: float = 0.5
     """Largest curvature at which a group joins, as a fraction of the optimizer's threshold."""
+    latest: float = 0.5
+    """With trigger=curvature: when what still waits joins anyway, as a fraction of the steps."""
     steps: int | None = None
     """Steps of the run, for training loops that are not foreshock's; null takes those of the run."""
 
     def __post_init__(self) -> None:
-        check_options("arch_warmup", self.initial, self.breaker, self.scale)
+        check_options("arch_warmup", self.initial, self.locked, self.breaker, self.scale)
         require(self.groups >= 1, "arch_warmup:groups", "must be at least 1", self.groups)
         for name in ("begin", "interval"):
             value = getattr(self, name)
@@ -99,6 +103,7 @@ class ArchWarmup(Intervention):
             require(valid, f"arch_warmup:{name}", "must be a fraction of the steps in (0, 1), or null", value)
         valid = math.isfinite(self.margin) and self.margin > 0
         require(valid, "arch_warmup:margin", "must be a finite number above 0", self.margin)
+        require(0 < self.latest <= 1, "arch_warmup:latest", "must be a fraction of the steps in (0, 1]", self.latest)
         valid = self.steps is None or self.steps >= 1
         require(valid, "arch_warmup:steps", "must be at least 1, or null", self.steps)
 
@@ -116,13 +121,16 @@ class ArchWarmup(Intervention):
             require(
                 self.breaker == "fresh" or not found, "arch_warmup:breaker", f"must be fresh {reason}", self.breaker
             )
+        if self.trigger == "curvature":
+            _check_edge(config)
         self.plan(config.model.depth, self.steps or config.train.steps, config.schedule.warmup)
 
     def plan(self, depth: int, steps: int, warmup: float) -> Plan:
         """When blocks join a model of `depth` blocks, in `steps` steps with a warm-up of that fraction of them.
 
         Raises:
-            ConfigError: there is no time at which the first group could join, or the last one comes too late.
+            ConfigError: there is no time at which the first group could join, the last one comes too late, or, with
+                trigger=curvature, `latest` is before `begin` or too late for the last group.
         """
         begin = warmup if self.begin is None else self.begin
         rule = "must be given where the learning rate has no warm-up, as a fraction of the steps"
@@ -132,11 +140,32 @@ class ArchWarmup(Intervention):
         plan = Plan(begin=max(1, round(begin * steps)), interval=max(1, round(interval * steps)), sizes=sizes)
         rule = f"must let the last group in before the run of {steps} steps ends, with begin and groups"
         require(plan.last <= steps, "arch_warmup:interval", f"{rule}; that would be step {plan.last}", self.interval)
-        return plan
+        return plan if self.trigger == "time" else self._with_latest(plan, steps, begin)
+
+    def _with_latest(self, plan: Plan, steps: int, begin: float) -> Plan:
+        rule = f"must be at least begin, {begin:g}, as no group joins before"
+        require(self.latest >= begin, "arch_warmup:latest", rule, self.latest)
+        latest = max(plan.begin, round(self.latest * steps))
+        rule = f"must let the last group in before the run of {steps} steps ends, with interval and groups"
+        last = plan.last_after(latest)
+        require(last <= steps, "arch_warmup:latest", f"{rule}; that would be step {last}", self.latest)
+        return replace(plan, latest=latest)
 
     def build(self, context: Context) -> Intervention:
         """The runtime, which lets blocks in."""
         return self if self.initial == 1 else _Growing(self, context)
+
+
+def _check_edge(config: RunConfig) -> None:
+    """Readings of the curvature are fractions of the edge of stability, which must be known."""
+    from foreshock.interventions.curvature_limit import CurvatureLimit
+
+    name = config.optim.name
+    rule = "must be adamw or adam with arch_warmup:trigger=curvature, which must know the edge of stability"
+    require(name in ("adamw", "adam"), "optim.name", rule, name)
+    for spec in config.interventions:
+        rule = f"must be time with {spec.name}: it changes the optimizer's steps, whose edge of stability is not known"
+        require(spec.name not in CurvatureLimit.conflicts, "arch_warmup:trigger", rule, "curvature")
 
 
 def _needs_fresh(config: RunConfig) -> list[tuple[bool, str]]:
@@ -206,26 +235,28 @@ class _Growing(Intervention):
         return Edit(touched=self._depth.waiting, undo=self._depth.remove)
 
     def edit_optimizer(self, optimizer: Optimizer) -> None:
-        """Changes nothing: refuse an optimizer that would fail at the first joining."""
+        """Changes nothing: refuse an optimizer that would fail at the first joining or reading."""
         for i, group in enumerate(optimizer.param_groups):
             if "dampening" in group and group["momentum"] and group.get("fused"):
                 raise UserError(f"arch_warmup: {_FUSED_SGD}, as those of group {i} are; build it with foreach=True")
         if self._options.trigger == "curvature" and self._loss_fn is not None:
+            from foreshock.probes.curvature.edge import edge_of
             from foreshock.probes.curvature.tracker import CurvatureTracker
 
+            edge_of(optimizer)
             self._tracker = CurvatureTracker(self._model, optimizer, self._loss_fn)
 
     def after_update(self, info: StepInfo) -> None:
         """Let in what takes part from the next step on."""
         step = info.step + 1
-        joined = len(self.unlocks)
+        joined, by = len(self.unlocks), "time"
         if self._options.trigger == "curvature":
-            self._follow_curvature(info)
+            by = self._follow_curvature(info)
         else:
             while len(self.unlocks) < self._plan.groups_at(step):
                 self._unlock(step)
         if len(self.unlocks) > joined:
-            info.events.append(("blocks_joined", {"first_step": step, "running": self.unlocked_blocks}))
+            info.events.append(("blocks_joined", {"first_step": step, "running": self.unlocked_blocks, "by": by}))
 
     def state_dict(self) -> dict[str, Any]:
         """What has joined, and the last curvature."""
@@ -240,25 +271,28 @@ class _Growing(Intervention):
             self._tracker.load_state_dict(state["tracker"])
         self._depth.load_state_dict({"unlocked": self._start + sum(blocks for _, blocks in self.unlocks)})
 
-    def _follow_curvature(self, info: StepInfo) -> None:
+    def _follow_curvature(self, info: StepInfo) -> str:
+        """Let the next group in if it is due and λ is low, or `latest` is over; returns which of the two did."""
         plan, step = self._plan, info.step + 1
-        if not self._observed and step > plan.last + plan.interval:
+        if self._tracker is None and not self._observed and step > plan.last + plan.interval:
             raise UserError(
                 "arch_warmup:trigger=curvature has not been given a single curvature by the time at which all blocks "
                 "could have joined; track the curvature from the start, or use trigger=time"
             )
-        if len(self.unlocks) == len(plan.sizes):
-            return
         earliest = self.unlocks[-1][0] + plan.interval if self.unlocks else plan.begin + 1
-        if self._tracker is not None and step >= earliest and (step - earliest) % READ_EVERY == 0:
+        if step < earliest or len(self.unlocks) == len(plan.sizes):
+            return ""
+        late = plan.latest is not None and step > plan.latest
+        if self._tracker is not None and not late and (step - earliest) % READ_EVERY == 0:
             from foreshock.probes.curvature.tracker import first_sequences
 
             tokens = first_sequences(info.inputs_BT, info.targets_BT, SEQUENCES)
             self.observe(self._tracker.measure(tokens).ratio)
         below = self._ratio is not None and math.isfinite(self._ratio) and self._ratio < self._options.margin
-        if below and step >= earliest:
+        if below or late:
             self._unlock(step)
             self._ratio = None  # it was that of a shallower model
+        return "curvature" if below else "latest"
 
     def _unlock(self, step: int) -> None:
         blocks = self._plan.sizes[len(self.unlocks)]

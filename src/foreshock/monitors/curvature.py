@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from foreshock.core.errors import ConfigError, require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from foreshock.probes.curvature.tracker import CurvatureTracker, Reading
+    from foreshock.probes.curvature.reading import Reading
+    from foreshock.probes.curvature.tracker import CurvatureTracker
 
-BASE, PRODUCT = 3.0, 2.1
+BASE, PRODUCT = 3.0, 3.0
 """What a reading costs in training steps on the same sequences, besides and for each product."""
 REFERENCE_HVPS = 15
 """Products a reference takes at least; at most four times as many."""
@@ -25,15 +26,20 @@ REFERENCE_HVPS = 15
 class Curvature(Monitor):
     """Top eigenvalue of `G = P^-1/2 H P^-1/2`: H of the training loss, P what the optimizer divides by (2606.16768).
 
-    Rows, at the first logged step after every `interval`: `curvature/eigenvalue`, and `low` and `high`, its interval;
+    Rows, at the logged steps that have a reading: `curvature/eigenvalue`, and `low` and `high`, its interval;
     `smallest`, the smallest eigenvalue seen; `threshold`, the edge of stability, and `ratio`, the eigenvalue over it:
     above 1 the linearised update overshoots more at every step. `hvps`, the products taken, and `unseen`, coordinates
-    left out because the optimizer has not moved them yet. Read after the update. With `reference`,
+    left out because the optimizer has not moved them yet. `turn`, the angle in radians from the eigenvector of the
+    reading before. Read after the update. With `reference`,
     `curvature/reference`: the same eigenvalue, by as many products as bring the residual below 0.1 % of it.
 
-    Few sequences read high: the top eigenvalue is convex in the loss. The interval follows from `share` and from what
-    a product costs, about 2.1 training steps on the same sequences: not from the clock, so that a run is read at the
-    same steps again.
+    Few sequences read high: the top eigenvalue is convex in the loss. With `micro_batches` above 1 each of that many
+    equal parts of them is read by itself too: `curvature/bias`, the mean of the parts over the whole, and
+    `curvature/deviation`, their standard deviation over their mean.
+
+    The next reading is due once the steps since the last one have cost what it did, over `share`. Costs follow from the
+    products that were taken, also those of parts and of the reference, each about three training steps on the same
+    sequences (`python -m benchmarks curvature`): not from the clock, so that a run is read at the same steps again.
     """
 
     needs = frozenset({Need.LOSS, Need.OPTIMIZER})
@@ -52,6 +58,8 @@ class Curvature(Monitor):
     """Whether they are those of the first reading for ever, rather than of the step's own batch."""
     share: float = 0.1
     """Share of the training steps' cost that readings may take; 0 for a reading at every logged step."""
+    micro_batches: int = 1
+    """Equal parts of the sequences that are read by themselves too; together they cost as much as the whole."""
     reference: bool = False
     """Whether each reading is followed by one that goes on until it is right."""
 
@@ -60,23 +68,24 @@ class Curvature(Monitor):
         require(self.hvps >= 1, "curvature:hvps", "must be at least 1", self.hvps)
         require(self.sequences >= 1, "curvature:sequences", "must be at least 1", self.sequences)
         require(0 <= self.share < 1, "curvature:share", "must be in [0, 1)", self.share)
+        require(self.micro_batches >= 1, "curvature:micro_batches", "must be at least 1", self.micro_batches)
+        self._require_equal_parts(self.sequences)
 
     def attach(self, context: Context) -> Observer:
         """Evaluates the loss again: no hook.
 
         Raises:
-            ConfigError: the context has no loss function or no optimizer.
+            ConfigError: the context has no loss function or no optimizer, or batches too small for `micro_batches`.
         """
+        if context.config is not None:
+            self._require_equal_parts(min(self.sequences, context.config.data.batch_size))
         if context.loss_fn is None or context.optimizer is None:
             raise ConfigError("curvature needs the optimizer and loss_fn(model, batch), and was not given both")
         return _CurvatureObserver(self, context)
 
-    def interval(self, batch_size: int) -> int:
-        """Steps between readings of a run with this batch size."""
-        if not self.share:
-            return 1
-        cost = (BASE + PRODUCT * self.hvps) * min(self.sequences, batch_size) / batch_size
-        return math.ceil(cost / self.share)
+    def _require_equal_parts(self, sequences: int) -> None:
+        rule = f"must divide the number of sequences that are read, {sequences}, as all parts weigh the same"
+        require(sequences % self.micro_batches == 0, "curvature:micro_batches", rule, self.micro_batches)
 
 
 class _CurvatureObserver(Observer):
@@ -85,7 +94,7 @@ class _CurvatureObserver(Observer):
         self._tracker = self._build(monitor.method, monitor.hvps, 0.1 if monitor.adaptive else None)
         self._reference = self._build("lanczos", REFERENCE_HVPS, 1e-3) if monitor.reference else None
         self._probe: Tensor | None = None
-        self._last = -math.inf
+        self._due = -math.inf
 
     def _build(self, method: str, hvps: int, tolerance: float | None) -> CurvatureTracker:
         from foreshock.probes.curvature.tracker import CurvatureTracker
@@ -104,14 +113,28 @@ class _CurvatureObserver(Observer):
         )
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        if info.step - self._last < self._monitor.interval(len(info.inputs_BT)):
+        if info.step < self._due:
             return {}
-        self._last = info.step
         tokens = self._tokens(info)
-        rows = _rows(self._tracker.measure(tokens))
+        rows, cost = self._read(tokens)
         if self._reference is not None:
-            rows["curvature/reference"] = self._reference.measure(tokens).eigenvalue
+            right = self._reference.measure(tokens)
+            rows["curvature/reference"] = right.eigenvalue
+            cost += _cost([right])
+        share, part_of_batch = self._monitor.share, len(tokens) / len(info.inputs_BT)
+        self._due = info.step + (cost * part_of_batch / share if share else 0.0)
         return rows
+
+    def _read(self, tokens: Tensor) -> tuple[dict[str, float], float]:
+        """The rows, and what they cost in training steps on the same sequences."""
+        count = self._monitor.micro_batches
+        if count == 1:
+            reading = self._tracker.measure(tokens)
+            return _rows(reading), _cost([reading])
+        self._monitor._require_equal_parts(len(tokens))
+        spread = self._tracker.spread(*tokens.chunk(count), union=tokens)
+        rows = _rows(spread.whole) | {"curvature/bias": spread.bias, "curvature/deviation": spread.deviation}
+        return rows, _cost([spread.whole]) + _cost(spread.parts)
 
     def _tokens(self, info: StepInfo) -> Tensor:
         """The token ids (B, T+1) that the loss is taken on."""
@@ -122,15 +145,20 @@ class _CurvatureObserver(Observer):
         return self._probe
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"tracker": self._tracker.state_dict(), "probe": self._probe, "last": self._last}
+        state = {"tracker": self._tracker.state_dict(), "probe": self._probe, "due": self._due}
         return state | ({} if self._reference is None else {"reference": self._reference.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
             self._tracker.load_state_dict(state["tracker"])
-            self._probe, self._last = state["probe"], state["last"]
+            self._probe, self._due = state["probe"], state["due"]
         if self._reference is not None and "reference" in state:
             self._reference.load_state_dict(state["reference"])
+
+
+def _cost(readings: Sequence[Reading]) -> float:
+    """What readings of equal parts of some sequences cost, in training steps on all of them."""
+    return sum(BASE + PRODUCT * reading.hvps for reading in readings) / len(readings)
 
 
 def _rows(reading: Reading) -> dict[str, float]:
@@ -145,5 +173,6 @@ def _rows(reading: Reading) -> dict[str, float]:
         "ratio": reading.ratio,
         "hvps": float(reading.hvps) if known else math.nan,
         "unseen": float(reading.unseen) if known else math.nan,
+        "turn": reading.turn,
     }
     return {f"curvature/{name}": value for name, value in rows.items()}

@@ -10,7 +10,7 @@ from foreshock.core.contracts import Context, Monitor, Observer, StepInfo
 
 @dataclass(frozen=True, kw_only=True)
 class Optim(Monitor):
-    """The learning rate in force. Row: `optim/lr`, η·s_t, before any multiplier of a parameter group."""
+    """The learning rate in force. Row: `optim/lr`, η·s_t or less if that is limited, before multipliers of groups."""
 
     def attach(self, context: Context) -> Observer:
         """Reads the step alone: no hook."""

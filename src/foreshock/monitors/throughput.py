@@ -26,7 +26,7 @@ class Throughput(Monitor):
 
     Rows: `throughput/step_s`, seconds a step; `throughput/tokens_per_s`; `throughput/mfu`, training FLOPs a second
     over the device's dense bf16 peak (model FLOPs utilisation, 2204.02311 app. B), only on a CUDA device whose
-    peak is known. FLOPs are counted by the run's stated convention.
+    peak is known. FLOPs are counted by the run's stated convention, without those of blocks that are left out.
     """
 
     def attach(self, context: Context) -> Observer:
@@ -46,7 +46,7 @@ class _ThroughputObserver(Observer):
         tokens_per_s = self._tokens / info.seconds
         rows = {"throughput/step_s": info.seconds, "throughput/tokens_per_s": tokens_per_s}
         if self._peak and self._flops_per_token:
-            rows["throughput/mfu"] = self._flops_per_token * tokens_per_s / self._peak
+            rows["throughput/mfu"] = self._flops_per_token * info.flops_share * tokens_per_s / self._peak
         return rows
 
 

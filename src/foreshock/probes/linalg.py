@@ -25,6 +25,7 @@ __all__ = [
     "Krylov",
     "Matvec",
     "Ritz",
+    "check_basis",
     "lanczos",
     "no_autocast",
     "power_iteration",
@@ -36,6 +37,17 @@ Matvec = Callable[[Tensor], Tensor]
 
 Inner = Callable[[Tensor, Tensor], Tensor]
 """rows_KN, vector_N -> their K dot products; for sharded vectors it also sums over the ranks."""
+
+
+def check_basis(basis_dtype: torch.dtype | None) -> torch.dtype | None:
+    """What a `Krylov` is to keep its basis in, as it was given; None is the precision of its vectors.
+
+    Raises:
+        ConfigError: another type. float16 is one: entries of a long unit vector are below its range.
+    """
+    allowed = (None, torch.bfloat16, torch.float32, torch.float64)
+    require(basis_dtype in allowed, "basis_dtype", "must be torch.bfloat16, float32 or float64", basis_dtype)
+    return basis_dtype
 
 
 class Counted:
@@ -77,9 +89,7 @@ class Krylov:
         inner: Inner | None = None,
         basis_dtype: torch.dtype | None = None,
     ) -> None:
-        # float16 is left out: entries of a long unit vector are below its range.
-        allowed = (None, torch.bfloat16, torch.float32, torch.float64)
-        require(basis_dtype in allowed, "basis_dtype", "must be torch.bfloat16, float32 or float64", basis_dtype)
+        check_basis(basis_dtype)
         start_N = accurate(start_N.detach())
         self._matvec, self._inner = matvec, inner or torch.mv
         self._dtype, self._basis_dtype = start_N.dtype, basis_dtype or start_N.dtype

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from foreshock.core.config import Spec, flatten, format_value
-from foreshock.core.run_folder import FINISHED
+from foreshock.core.run_folder import FINISHED, RunFolder
 from foreshock.proxy.data.prepare import compare_manifests
 
 _ENVIRONMENT = ("foreshock", "python", "packages", "platform", "processor", "device", "threads", "git", "command")
@@ -51,6 +51,19 @@ def data_sets(manifests: Sequence[Mapping[str, Any]]) -> list[list[Setting]]:
     """The data manifests of the runs, each once."""
     by_hash = {m["data"].get("hash"): m["data"] for m in manifests if m.get("data")}
     return [settings([data]) for data in by_hash.values()]
+
+
+def flops_per_token(run: RunFolder) -> float | None:
+    """Training FLOPs that a run has spent on a token, on average; None if they are not known.
+
+    Fewer than its manifest says of the whole model where it had left out blocks. A record from before that was counted
+    has the manifest's number alone.
+    """
+    status, manifest = run.status(), run.manifest()
+    tokens = status.get("step", 0) * manifest.get("tokens_per_step", 0)
+    if tokens and "flops" in status:
+        return float(status["flops"] / tokens)
+    return manifest.get("flops_per_token")
 
 
 def costs(runs: pl.DataFrame, flops_per_token: Mapping[str, float | None]) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from foreshock.report.charts.loss import loss_vs_lr
 from foreshock.report.charts.mechanisms import NORMS, OUTPUT_LOGITS, Quantity, quantity_vs_lr
 from foreshock.report.charts.overview import overview
 from foreshock.report.charts.sensitivity import sensitivity_vs_size
+from foreshock.report.prepare import MAX_EVENTS
 from foreshock.report.spec import Spec
 from foreshock.report.vega import VEGA_LITE
 
@@ -43,6 +44,8 @@ class Material:
     """Prepared sensitivity table."""
     metrics: pl.LazyFrame
     """Everything the runs logged."""
+    events: pl.DataFrame
+    """What happened in the runs besides, as `prepare.read_events` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +175,9 @@ SECTIONS = (
                 name="training_curves",
                 title="Loss and what moves with it",
                 caption="A line that stops being finite ends with a purple mark. A quantity with more than "
-                f"{MAX_POINTS} points is thinned: a run keeps the largest value of each stretch of steps.",
-                draw=lambda m: training_curves(m.runs, m.metrics),
+                f"{MAX_POINTS} points is thinned: a run keeps the largest value of each stretch of steps. A dashed "
+                f"rule marks the step of an event, such as blocks that join; a run has its first {MAX_EVENTS}.",
+                draw=lambda m: training_curves(m.runs, m.metrics, m.events),
             ),
         ),
     ),

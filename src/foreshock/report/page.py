@@ -21,7 +21,7 @@ from foreshock.report import facts, theme
 from foreshock.report.charts.arms import first_arms
 from foreshock.report.charts.panels import arms_of
 from foreshock.report.figures import SECTIONS, Material, check_formats, spec_of, write_figures
-from foreshock.report.prepare import prepare_runs, prepare_sensitivity, short_count
+from foreshock.report.prepare import prepare_runs, prepare_sensitivity, read_events, short_count
 from foreshock.report.run_table import run_table
 from foreshock.report.vega import libraries
 from foreshock.study.folder import check_writable
@@ -63,6 +63,7 @@ def write_report(
         runs=prepare_runs(tables.runs),
         sensitivity=prepare_sensitivity(comparable(tables.sensitivity)),
         metrics=scan_metrics(find_runs(folders)),
+        events=read_events(find_runs(folders)),
     )
     content = render(material, finding(tables), folders)
     files.make_folder(target.parent)
@@ -140,7 +141,7 @@ def _facts(runs: pl.DataFrame, found: Sequence[FoundRun]) -> dict[str, Any]:
     """The parts of the page that are neither findings nor charts."""
     manifests = [manifest for run in found if (manifest := run.folder.manifest())]
     configs = facts.settings(run.folder.config() for run in found)
-    costs = facts.costs(runs, {run.run_id: run.folder.manifest().get("flops_per_token") for run in found})
+    costs = facts.costs(runs, {run.run_id: facts.flops_per_token(run.folder) for run in found})
     return {
         "warnings": facts.warnings(runs, manifests),
         "tiles": _tiles(runs, costs),

@@ -1,11 +1,15 @@
 """Tables made ready to draw: size labels, marks, order, and values that a chart can place."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import polars as pl
 
+from foreshock.analysis.metrics import FoundRun
+
+MAX_EVENTS = 20
+"""Events of a run that charts mark, the first ones."""
 Along = Literal["lr", "params"]
 """What the points of a line differ in."""
 _ORDER = (pl.col("arm") != "none", "arm", "params", "width", "depth")
@@ -22,6 +26,36 @@ def prepare_runs(runs: pl.DataFrame) -> pl.DataFrame:
 def prepare_sensitivity(sensitivity: pl.DataFrame) -> pl.DataFrame:
     """The sensitivity table in the order of the page, with the column `size`."""
     return sensitivity.with_columns(size=size_label()).sort(*_ORDER, "seed")
+
+
+_EVENTS = {"run_id": pl.String, "step": pl.Int64, "event": pl.String, "facts": pl.String}
+_OF_THE_LOOP = {"started", "resumed", "checkpoint_rejected", "early_stop", "interrupted", "done", "diverged"}
+"""Events that tell how a run began and ended, which other parts of the page say."""
+
+
+def read_events(found: Sequence[FoundRun]) -> pl.DataFrame:
+    """What plug-ins had to tell of a step: run_id, step, event, and its facts as text; `MAX_EVENTS` of a run.
+
+    What a resumed run has gone through twice counts once.
+    """
+    rows = [
+        {"run_id": run.run_id, "step": event["step"], "event": event["event"], "facts": _facts_of(event)}
+        for run in found
+        for event in run.folder.events()
+        if event["event"] not in _OF_THE_LOOP and "step" in event
+    ]
+    table = pl.DataFrame(rows, schema=_EVENTS).unique(maintain_order=True).sort("step", maintain_order=True)
+    return table.group_by("run_id", maintain_order=True).head(MAX_EVENTS)
+
+
+def _facts_of(event: Mapping[str, Any]) -> str:
+    """The numbers of an event at four digits: `first_step 101, running 3`."""
+    facts = {key: value for key, value in event.items() if key not in ("event", "time", "step")}
+    return ", ".join(f"{key} {_short(value)}" for key, value in facts.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def size_label() -> pl.Expr:

@@ -9,23 +9,25 @@ from pathlib import Path
 import polars as pl
 
 from foreshock import reproductions
+from foreshock.analysis.metrics import find_runs, scan_metrics
 from foreshock.analysis.outcomes import OUTCOME_COLUMNS, OutcomeRule, add_outcomes
 from foreshock.analysis.sensitivity import sensitivity_table
 from foreshock.analysis.wording import number
 from foreshock.core import files
 from foreshock.core.run_folder import FINISHED
 from foreshock.report.charts.attention import logit_vs_lr, logit_vs_size
+from foreshock.report.charts.curvature import curvature_vs_step
 from foreshock.report.charts.loss import loss_vs_lr
 from foreshock.report.charts.sensitivity import sensitivity_vs_size
-from foreshock.report.figures import images, write_specs
+from foreshock.report.figures import Material, images, write_specs
 from foreshock.report.page import template
-from foreshock.report.prepare import prepare_runs, prepare_sensitivity
+from foreshock.report.prepare import prepare_runs, prepare_sensitivity, read_events
 from foreshock.report.spec import Spec
 from foreshock.reproductions import Chart, Figure, Result, Scale, Verdict
 
 PAGE = "reproduction.html"
 """Name of the file in the folder of the runs."""
-COLUMNS = ("Claim", "Source", "What the paper says", "Number", "Value (95 % interval)", "Expected", "Verdict")
+COLUMNS = ("Claim", "Source", "What is claimed", "Number", "Value (95 % interval)", "Expected", "Verdict")
 """Headings of the table of claims."""
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "contradicted", "inconclusive", "not run")
 """Every verdict, in the order in which they are counted."""
@@ -51,7 +53,10 @@ def write_page(
     module = reproductions.load(paper)
     finished = runs.filter(pl.col("status").is_in(FINISHED))
     counts = Counter(result.verdict for result in results)
-    drawn = [(figure, specs) for figure in module.figures(at) if (specs := _specs(figure, finished, at))]
+    wanted = [
+        (figure, material) for figure in module.figures(at) if (material := _material(figure, finished, at, folder))
+    ]
+    drawn = [(figure, _specs(figure, material)) for figure, material in wanted]
     charts = {f"{_slug(figure)}_{name}": spec for figure, specs in drawn for name, spec in specs.items()}
     content = template("reproduction.html.j2").render(
         title=module.TITLE,
@@ -84,22 +89,35 @@ def _slug(figure: Figure) -> str:
     return re.sub(r"\W+", "_", f"{figure.source} {figure.title}").strip("_").lower()
 
 
-def _specs(figure: Figure, runs: pl.DataFrame, at: Scale) -> dict[str, Spec]:
-    """The charts of a figure, by name; none if one of its arms has no run at one of its sizes."""
+def _material(figure: Figure, runs: pl.DataFrame, at: Scale, folder: Path) -> Material | None:
+    """What a figure is drawn from; None if one of its arms has no run at one of its sizes."""
     sizes = pl.DataFrame([asdict(size) for size in figure.sizes])
     mine = runs.join(sizes, on=sizes.columns, how="semi", maintain_order="left")
     mine = mine.filter(pl.col("arm").is_in(figure.arms), pl.col("lr").is_in(list(at.lrs)))
     if mine.select("arm", *sizes.columns).n_unique() < len(figure.arms) * sizes.height:
-        return {}
+        return None
     mine = prepare_runs(add_outcomes(mine.drop(OUTCOME_COLUMNS), OutcomeRule()))
-    drawn = {name: CHARTS[name](mine) for name in figure.charts}
+    here = set(mine["run_id"])
+    found = [run for run in find_runs(folder) if run.run_id in here]
+    return Material(
+        runs=mine,
+        sensitivity=prepare_sensitivity(sensitivity_table(mine)),
+        metrics=scan_metrics(found),
+        events=read_events(found),
+    )
+
+
+def _specs(figure: Figure, material: Material) -> dict[str, Spec]:
+    """The charts of a figure, by name."""
+    drawn = {name: CHARTS[name](material) for name in figure.charts}
     return {name: spec for name, spec in drawn.items() if spec is not None}
 
 
-CHARTS: dict[Chart, Callable[[pl.DataFrame], Spec | None]] = {
-    "loss_vs_lr": loss_vs_lr,
-    "sensitivity_vs_size": lambda runs: sensitivity_vs_size(prepare_sensitivity(sensitivity_table(runs))),
-    "logit_vs_lr": logit_vs_lr,
-    "logit_vs_size": logit_vs_size,
+CHARTS: dict[Chart, Callable[[Material], Spec | None]] = {
+    "loss_vs_lr": lambda m: loss_vs_lr(m.runs),
+    "sensitivity_vs_size": lambda m: sensitivity_vs_size(m.sensitivity),
+    "logit_vs_lr": lambda m: logit_vs_lr(m.runs),
+    "logit_vs_size": lambda m: logit_vs_size(m.runs),
+    "curvature_vs_step": lambda m: curvature_vs_step(m.runs, m.metrics, m.events),
 }
-"""What draws each chart, from prepared runs."""
+"""What draws each chart."""

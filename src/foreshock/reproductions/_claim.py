@@ -99,7 +99,10 @@ def configs_at(places: Iterable[Place], at: Scale) -> list[RunConfig]:
     """The runs at these places, resolved."""
     every = list(places)
     arms = {arm: resolve(Arm.parse(arm).apply(at.base)) for arm in {arm for _, (arm, _, _) in every}}
-    return [at_point(arms[arm], size, lr, seed) for seed, (arm, size, lr) in every]
+    runs = ((seed, arms[arm], size, lr) for seed, (arm, size, lr) in every)
+    return [
+        resolve(replace(at_point(config, size, lr, seed), record=at.recorded(size))) for seed, config, size, lr in runs
+    ]
 
 
 def on_sensitivity(

@@ -118,6 +118,16 @@ def at_step(key: str, arm: str, size: Size, lr: float, step: int) -> Number:
     )
 
 
+def over_run(key: str, arm: str, size: Size, lr: float, summary: Callable[[np.ndarray, np.ndarray], float]) -> Number:
+    """A summary of a logged quantity over a run, from its steps and its values; of rising steps."""
+
+    def of(evidence: Evidence) -> float:
+        rows = evidence.logged(arm, size, lr, key)
+        return summary(rows["step"].to_numpy(), rows["value"].to_numpy()) if rows.height else math.nan
+
+    return Number(of, _points(arm, size, [lr]))
+
+
 def growth(key: str, arm: str, size: Size, lr: float) -> Number:
     """By what factor a logged quantity grew from its first value to the last tenth, as a decimal logarithm."""
     return log10(late(key, arm, size, lr)) - log10(first(key, arm, size, lr))
@@ -134,6 +144,17 @@ def mean_of(numbers: Iterable[Number]) -> Number:
     return _combined(
         lambda *values: math.fsum(values) / len(values), parts, off=lambda offs: math.fsum(offs) / len(offs)
     )
+
+
+def mean_of_known(numbers: Iterable[Number]) -> Number:
+    """The mean of those of several numbers that are known; nan if none is."""
+    parts = tuple(numbers)
+
+    def mean(*values: float) -> float:
+        known = [value for value in values if math.isfinite(value)]
+        return math.fsum(known) / len(known) if known else math.nan
+
+    return _combined(mean, parts, off=max)
 
 
 def largest_of(numbers: Iterable[Number]) -> Number:

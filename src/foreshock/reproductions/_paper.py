@@ -5,8 +5,8 @@ from typing import Literal
 
 from foreshock.reproductions._scale import Sizes
 
-Chart = Literal["loss_vs_lr", "sensitivity_vs_size", "logit_vs_lr", "logit_vs_size"]
-"""Held-out loss, LR sensitivity, or the largest attention logit, against learning rate or N."""
+Chart = Literal["loss_vs_lr", "sensitivity_vs_size", "logit_vs_lr", "logit_vs_size", "curvature_vs_step"]
+"""Held-out loss, LR sensitivity, or the largest attention logit, against learning rate or N; curvature over steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from foreshock.core.config import Spec
-from foreshock.core.run_config import DataConfig, RunConfig
+from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig
 from foreshock.reproductions import _measures as m
 from foreshock.reproductions._measures import Number
 from foreshock.study.grid import Size
@@ -21,6 +21,10 @@ class Scale:
     """Peak learning rates, rising, from one that is too slow to one that is too fast."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every run: the intervals are over these."""
+
+    def recorded(self, size: Size) -> RecordConfig:
+        """What runs of a size record."""
+        return self.base.record
 
     def sensitivity(self, arm: str, size: Size) -> Number:
         """LR sensitivity over all learning rates, in nats."""

@@ -247,7 +247,7 @@ def is_held(folder: RunFolder) -> bool:
 
 def covers(recorded: RecordConfig, asked: RecordConfig) -> bool:
     """Whether a run that recorded one thing answers a request for another."""
-    wanted = {spec.name: spec for spec in asked.monitors}
+    wanted = {spec.name: plugins.resolve("monitors", spec) for spec in asked.monitors}
     there = {s.name: plugins.resolve("monitors", s) for s in recorded.monitors if s.name in wanted}
     rows = asked.log_every % recorded.log_every == 0
     return rows and there == wanted and (recorded.keep_checkpoint or not asked.keep_checkpoint)

@@ -17,7 +17,7 @@ from foreshock.proxy.data.prepare import TokenData
 from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.loss import predict
 from foreshock.training.panel import Row, to_host
-from foreshock.training.setup import Training
+from foreshock.training.setup import Training, training_flops
 from foreshock.training.step import train_step
 
 FINITE_CHECK = 10
@@ -89,6 +89,7 @@ class Loop:
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
         self.clock = Clock()
+        self.flops_per_token = training_flops(training.model, training.config)
         self.last_heartbeat = 0.0
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Status:
@@ -134,6 +135,7 @@ class Loop:
         self.progress.step, self.progress.summed_steps = step, self.progress.summed_steps + 1
         row: Row = {}
         if logged:
+            info.flops_share = self._flops_share(step - len(self.clock.unread), step)
             info.seconds = self.clock.read()
             row = self.training.panel.read(info, self._losses(info))
         self.clock.add(time.perf_counter() - started, logged=logged)
@@ -158,6 +160,19 @@ class Loop:
         """Cross-entropy of this step, and its mean over the steps since the last row: what outcomes are read from."""
         return {"loss/train": info.loss, "loss/train_mean": self.loss_sum / self.progress.summed_steps}
 
+    def _flops_share(self, first: int, end: int) -> float:
+        """Share of the model's training FLOPs that the steps `first` up to, without, `end` spent; 1 of no step."""
+        return (self._whole_steps(end - 1) - self._whole_steps(first - 1)) / (end - first) if end > first else 1.0
+
+    def _whole_steps(self, step: int) -> float:
+        """How many steps of the whole model cost as many training FLOPs as the steps 1 to `step` did.
+
+        Without a block the head is left, at 6 FLOPs a weight and token.
+        """
+        head = 6 * self.training.model.head.weight.numel() / self.flops_per_token
+        shares = [i.flops_share(step) for i in self.training.interventions.values()] if step else []
+        return step * (1 - (1 - head) * (1 - math.prod(shares)))
+
     def _evaluate(self) -> float:
         progress = self.progress
         progress.loss_held_out = evaluate(self.training, self.held_out)
@@ -174,6 +189,8 @@ class Loop:
     def _write_status(self, status: Status, **facts: object) -> None:
         progress = self.progress
         facts |= {"loss_held_out": progress.loss_held_out, "loss_init": progress.loss_init}
+        tokens = self._whole_steps(progress.step) * math.prod(self.shape.values())
+        facts |= {"flops": self.flops_per_token * tokens}
         self.folder.write_status(
             status, step=progress.step, steps=self.train_config.steps, wall_s=progress.seconds, **facts
         )

@@ -54,7 +54,7 @@ def require_off_grid(space: ParameterSpace, lowest: torch.dtype) -> None:
     if bool(2 * count > space.dim):
         raise UserError(
             f"most weights are exactly those of {str(lowest).removeprefix('torch.')}, in which short steps round away "
-            f"when a gradient is reused; leave out base, or use central_differences"
+            f"when a gradient is reused; take a new base gradient, or use central_differences"
         )
 
 

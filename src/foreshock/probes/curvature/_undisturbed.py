@@ -54,6 +54,10 @@ class Traces:
             if parameter.requires_grad != required:
                 parameter.requires_grad_(required)
 
+    def drew(self) -> bool:
+        """Whether a generator has moved since the last rewind."""
+        return not self._generators.agree_with(_Generators())
+
     def drop_gradients(self) -> None:
         """No parameter has a gradient."""
         for parameter in self._parameters:
@@ -83,6 +87,17 @@ class _Generators:
         self._python = random.getstate()
         self._numpy: Any = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
 
+    def agree_with(self, other: "_Generators") -> bool:
+        """Whether they are all in the same state; one that was not in use yet is in another."""
+        on_cuda = zip(self._cuda or (), other._cuda or (), strict=False)
+        return (
+            torch.equal(self._cpu, other._cpu)
+            and (self._cuda is None) == (other._cuda is None)
+            and all(torch.equal(one, another) for one, another in on_cuda)
+            and self._python == other._python
+            and _plain(self._numpy) == _plain(other._numpy)
+        )
+
     def restore(self) -> None:
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
@@ -90,3 +105,8 @@ class _Generators:
         random.setstate(self._python)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _plain(state: Any) -> Any:
+    """A state of numpy's with its array as bytes, which can be compared."""
+    return None if state is None else (state[0], state[1].tobytes(), *state[2:])

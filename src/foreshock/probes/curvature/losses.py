@@ -167,6 +167,11 @@ class Losses:
         mean_N = self.ranks.mean_gradient(total_N.div_(len(self.batches)))
         return mean, mean_N.masked_fill_(~mean.isfinite(), torch.nan)
 
+    def drew(self) -> bool:
+        """Whether the last evaluation drew random numbers, as dropout does. Only within `undisturbed`."""
+        traces = self._state.traces
+        return traces is not None and traces.drew()
+
     def facts(self, space: ParameterSpace) -> GraphFacts:
         """What the graph of the loss shows: found with the first gradient, which this takes if there was none."""
         if "facts" not in self.memory:

@@ -48,11 +48,17 @@ SHOWN_SIZE = "datum.size === shown_size"
 """Whether a run is of the size chosen."""
 
 
-def training_curves(runs: pl.DataFrame, metrics: pl.LazyFrame) -> Spec | None:
-    """Loss, max attention logit and gradient norm over steps, for one size at a time; None if nothing was logged."""
+def training_curves(runs: pl.DataFrame, metrics: pl.LazyFrame, events: pl.DataFrame) -> Spec | None:
+    """Loss, max attention logit and gradient norm over steps, for one size at a time; None if nothing was logged.
+
+    Args:
+        runs: prepared runs.
+        metrics: what they logged.
+        events: what else happened in them (`prepare.read_events`), each a vertical rule in the panels of its arm.
+    """
     tables = {row: curves(metrics, row) for row in ROWS}
     datasets: Spec = {}
-    rows = [_row_of_panels(runs, table, row, datasets) for row, table in tables.items() if not table.is_empty()]
+    rows = [_row_of_panels(runs, table, row, events, datasets) for row, table in tables.items() if not table.is_empty()]
     if not rows:
         return None
     sizes = runs.sort("params")["size"].unique(maintain_order=True).to_list()
@@ -98,9 +104,10 @@ def thinned(table: pl.DataFrame, limit: int) -> pl.DataFrame:
     return table.filter(edge | (pl.int_range(pl.len()) == pl.col("value").arg_max()).over("run_id", stretch))
 
 
-def _row_of_panels(runs: pl.DataFrame, table: pl.DataFrame, row: Row, datasets: Spec) -> Spec:
+def _row_of_panels(runs: pl.DataFrame, table: pl.DataFrame, row: Row, events: pl.DataFrame, datasets: Spec) -> Spec:
     """One panel per arm of one quantity over steps."""
     layers = _layers(runs, table, row)
+    rule = _rule(runs, table)
     sizes = runs["size"].unique()
     panels = []
     for index, arm in enumerate(arms_of(runs)):
@@ -111,12 +118,14 @@ def _row_of_panels(runs: pl.DataFrame, table: pl.DataFrame, row: Row, datasets: 
         named = [layer | {"name": f"{name}_{part}"} for layer, part in zip(layers, _PARTS, strict=True)]
         missing = sizes.filter(~sizes.is_in(here["size"].implode())).sort().to_frame()
         note = [_NO_RUN | {"data": put(datasets, missing)}] if missing.height else []
+        happened = events.join(here.select(_FACTS), on="run_id", how="inner", maintain_order="left")
+        rules = [rule | {"data": put(datasets, happened)}] if happened.height else []
         panels.append(
             {
                 "title": arm,
                 "data": logged,
                 "transform": [{"lookup": "run_id", "from": facts}, {"filter": SHOWN_SIZE}],
-                "layer": named + note,
+                "layer": named + rules + note,
                 **theme.PANEL,
             }
         )
@@ -151,6 +160,15 @@ def _layers(runs: pl.DataFrame, table: pl.DataFrame, row: Row) -> list[Spec]:
         tooltip=[alt.Tooltip("value:Q", title=row.axis), *TOOLTIP],
     )
     return layers_of(lines.transform_filter(~alt.datum.lost), points)
+
+
+def _rule(runs: pl.DataFrame, table: pl.DataFrame) -> Spec:
+    """A vertical rule for each event of the runs of the size chosen, in the colour of the run."""
+    seen = alt.when(POINTED & PICKED).then(alt.value(0.6)).otherwise(alt.value(0.06))
+    tips = [alt.Tooltip("event:N", title="event"), alt.Tooltip("facts:N", title="facts"), *TOOLTIP]
+    rule = alt.Chart().mark_rule(strokeDash=[2, 3]).transform_filter(SHOWN_SIZE)
+    encoded = rule.encode(x=theme.step_axis(table["step"]), stroke=theme.by_lr(runs), opacity=seen, tooltip=tips)
+    return layers_of(encoded)[0]
 
 
 TOOLTIP = (

@@ -82,7 +82,7 @@ def one_sided_differences(
         ConfigError: `relative` is not a finite number above 0.
     """
     _check(relative)
-    base_N = _as_vector(base, space)
+    base_N = base.vector(space) if isinstance(base, FreshGradient) else _as_vector(base, space)
     with losses.undisturbed(space):
         lowest = arithmetic(losses.facts(space).lowest, space.device)
         length = ONE_SIDED[lowest] if relative is None else relative
@@ -122,7 +122,5 @@ def _gradient_at(losses: Losses, space: ParameterSpace, *moves: Tensor | None) -
         return losses.gradient(space)
 
 
-def _as_vector(base: FreshGradient | Tensor | Sequence[Tensor | None] | None, space: ParameterSpace) -> Tensor | None:
-    if isinstance(base, FreshGradient):
-        return base.vector()
+def _as_vector(base: Tensor | Sequence[Tensor | None] | None, space: ParameterSpace) -> Tensor | None:
     return base if base is None or isinstance(base, Tensor) else space.flatten(base)

@@ -1,0 +1,1 @@
+"""The curvature tracker: accuracy, cost, memory, and its peers."""
