@@ -111,7 +111,8 @@ def test_peers_find_the_same_value(method: peers.Method) -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_what_a_reading_takes(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        # Only a machine with a GPU can run this half; `pytest -m gpu` there does.
+        pytest.skip("no CUDA device: run `pytest -m gpu` where there is one")
     shape = Shape(width=32, depth=1, heads=2, batch_size=2, seq_len=16, device=device, bf16=True)
     found = footprint.measure(footprint.Case(shape=shape, backend="central_differences", basis="bfloat16"))
     assert (found.hvps, found.basis, found.backend) == (5, "bfloat16", "central_differences")

@@ -43,6 +43,15 @@ class Plan:
         return min(len(self.sizes), max(0, (step - self.begin - 1) // self.interval + 1))
 
     @property
+    def first_steps(self) -> tuple[int, ...]:
+        """The first step of each group, by time alone.
+
+        >>> Plan(begin=20, interval=5, sizes=(1, 1)).first_steps
+        (21, 26)
+        """
+        return tuple(self.begin + 1 + i * self.interval for i in range(len(self.sizes)))
+
+    @property
     def last(self) -> int:
         """The first step at which all blocks may take part."""
         return self.last_after(self.begin)

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
-from foreshock.core.errors import ConfigError, require
+from foreshock.core.errors import require
+from foreshock.monitors._tracking import probe_of, reference_of, tracker_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from foreshock.probes.curvature.reading import Reading
-    from foreshock.probes.curvature.tracker import CurvatureTracker
 
 BASE, PRODUCT = 3.0, 3.0
 """What a reading costs in training steps on the same sequences, besides and for each product."""
-REFERENCE_HVPS = 15
-"""Products a reference takes at least; at most four times as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +77,6 @@ class Curvature(Monitor):
         """
         if context.config is not None:
             self._require_equal_parts(min(self.sequences, context.config.data.batch_size))
-        if context.loss_fn is None or context.optimizer is None:
-            raise ConfigError("curvature needs the optimizer and loss_fn(model, batch), and was not given both")
         return _CurvatureObserver(self, context)
 
     def _require_equal_parts(self, sequences: int) -> None:
@@ -90,38 +86,29 @@ class Curvature(Monitor):
 
 class _CurvatureObserver(Observer):
     def __init__(self, monitor: Curvature, context: Context) -> None:
-        self._monitor, self._context = monitor, context
-        self._tracker = self._build(monitor.method, monitor.hvps, 0.1 if monitor.adaptive else None)
-        self._reference = self._build("lanczos", REFERENCE_HVPS, 1e-3) if monitor.reference else None
+        self._monitor = monitor
+        self._tracker = tracker_of(
+            context,
+            monitor.method,  # type: ignore[arg-type]  # checked when it was declared
+            monitor.hvps,
+            monitor.preconditioned,
+            tolerance=0.1 if monitor.adaptive else None,
+        )
+        self._reference = reference_of(context, monitor.preconditioned) if monitor.reference else None
         self._probe: Tensor | None = None
         self._due = -math.inf
-
-    def _build(self, method: str, hvps: int, tolerance: float | None) -> CurvatureTracker:
-        from foreshock.probes.curvature.tracker import CurvatureTracker
-
-        context, monitor = self._context, self._monitor
-        assert context.optimizer is not None
-        assert context.loss_fn is not None
-        return CurvatureTracker(
-            context.model,
-            context.optimizer,
-            context.loss_fn,
-            method,  # type: ignore[arg-type]  # checked when it was declared
-            hvps,
-            monitor.preconditioned,
-            tolerance=tolerance,
-        )
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
         if info.step < self._due:
             return {}
-        tokens = self._tokens(info)
+        monitor = self._monitor
+        self._probe = tokens = probe_of(info, monitor.sequences, self._probe if monitor.fixed else None)
         rows, cost = self._read(tokens)
         if self._reference is not None:
             right = self._reference.measure(tokens)
             rows["curvature/reference"] = right.eigenvalue
             cost += _cost([right])
-        share, part_of_batch = self._monitor.share, len(tokens) / len(info.inputs_BT)
+        share, part_of_batch = monitor.share, len(tokens) / len(info.inputs_BT)
         self._due = info.step + (cost * part_of_batch / share if share else 0.0)
         return rows
 
@@ -135,14 +122,6 @@ class _CurvatureObserver(Observer):
         spread = self._tracker.spread(*tokens.chunk(count), union=tokens)
         rows = _rows(spread.whole) | {"curvature/bias": spread.bias, "curvature/deviation": spread.deviation}
         return rows, _cost([spread.whole]) + _cost(spread.parts)
-
-    def _tokens(self, info: StepInfo) -> Tensor:
-        """The token ids (B, T+1) that the loss is taken on."""
-        from foreshock.probes.curvature.tracker import first_sequences
-
-        if self._probe is None or not self._monitor.fixed:
-            self._probe = first_sequences(info.inputs_BT, info.targets_BT, self._monitor.sequences)
-        return self._probe
 
     def state_dict(self) -> dict[str, Any]:
         state = {"tracker": self._tracker.state_dict(), "probe": self._probe, "due": self._due}

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
-from foreshock.core.errors import ConfigError, require
+from foreshock.core.errors import require
+from foreshock.monitors._tracking import probe_of, reference_of, tracker_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from foreshock.probes.curvature.tracker import CurvatureTracker, Method
-
-REFERENCE_HVPS, RIGHT = 15, 1e-3
-"""Products that the reference takes at least, up to four times as many, and its residual as a share of λ."""
+    from foreshock.probes.curvature.tracker import Method
 
 
 class _Estimator(NamedTuple):
@@ -50,7 +48,7 @@ class CurvatureEstimators(Monitor):
     products as bring the residual below 0.1 % of it, and `curvature_estimators/turn`, the angle in radians from its
     last eigenvector. Power iteration is the estimator of 2606.16768.
 
-    For comparisons: a reading costs 60 Hessian-vector products and more, each two training steps on the same sequences.
+    For comparisons: a reading takes 60 Hessian-vector products and more, each three training steps on its sequences.
     """
 
     needs = frozenset({Need.LOSS, Need.OPTIMIZER})
@@ -69,10 +67,6 @@ class CurvatureEstimators(Monitor):
         Raises:
             ConfigError: the context has no loss function or no optimizer.
         """
-        if context.loss_fn is None or context.optimizer is None:
-            raise ConfigError(
-                "curvature_estimators needs the optimizer and loss_fn(model, batch): it was not given both"
-            )
         return _EstimatorsObserver(self, context)
 
 
@@ -80,15 +74,12 @@ class _EstimatorsObserver(Observer):
     def __init__(self, monitor: CurvatureEstimators, context: Context) -> None:
         self._monitor = monitor
         self._probe: Tensor | None = None
-        self._trackers = {name: _tracker(context, e.method, e.hvps) for name, e in ESTIMATORS.items()}
-        self._reference = _tracker(context, "lanczos", REFERENCE_HVPS, RIGHT)
+        self._trackers = {name: tracker_of(context, e.method, e.hvps) for name, e in ESTIMATORS.items()}
+        self._reference = reference_of(context)
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        from foreshock.probes.curvature.tracker import first_sequences
-
-        if self._probe is None or not self._monitor.fixed:
-            self._probe = first_sequences(info.inputs_BT, info.targets_BT, self._monitor.sequences)
-        tokens = self._probe
+        monitor = self._monitor
+        self._probe = tokens = probe_of(info, monitor.sequences, self._probe if monitor.fixed else None)
         right = self._reference.measure(tokens)
         rows = {"curvature_estimators/reference": right.eigenvalue, "curvature_estimators/turn": right.turn}
         for name, tracker in self._trackers.items():
@@ -106,11 +97,3 @@ class _EstimatorsObserver(Observer):
         for name, tracker in {**self._trackers, "reference": self._reference}.items():
             if name in state:
                 tracker.load_state_dict(state[name])
-
-
-def _tracker(context: Context, method: Method, hvps: int, tolerance: float | None = None) -> CurvatureTracker:
-    from foreshock.probes.curvature.tracker import CurvatureTracker
-
-    assert context.optimizer is not None
-    assert context.loss_fn is not None
-    return CurvatureTracker(context.model, context.optimizer, context.loss_fn, method, hvps, tolerance=tolerance)

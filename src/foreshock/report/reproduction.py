@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from foreshock import reproductions
-from foreshock.analysis.metrics import find_runs, scan_metrics
+from foreshock.analysis.metrics import FoundRun, find_runs, scan_metrics
 from foreshock.analysis.outcomes import OUTCOME_COLUMNS, OutcomeRule, add_outcomes
 from foreshock.analysis.sensitivity import sensitivity_table
 from foreshock.analysis.wording import number
@@ -53,10 +53,8 @@ def write_page(
     module = reproductions.load(paper)
     finished = runs.filter(pl.col("status").is_in(FINISHED))
     counts = Counter(result.verdict for result in results)
-    wanted = [
-        (figure, material) for figure in module.figures(at) if (material := _material(figure, finished, at, folder))
-    ]
-    drawn = [(figure, _specs(figure, material)) for figure, material in wanted]
+    found = find_runs(folder)
+    drawn = [(figure, specs) for figure in module.figures(at) if (specs := _specs(figure, finished, at, found))]
     charts = {f"{_slug(figure)}_{name}": spec for figure, specs in drawn for name, spec in specs.items()}
     content = template("reproduction.html.j2").render(
         title=module.TITLE,
@@ -89,26 +87,22 @@ def _slug(figure: Figure) -> str:
     return re.sub(r"\W+", "_", f"{figure.source} {figure.title}").strip("_").lower()
 
 
-def _material(figure: Figure, runs: pl.DataFrame, at: Scale, folder: Path) -> Material | None:
-    """What a figure is drawn from; None if one of its arms has no run at one of its sizes."""
+def _specs(figure: Figure, runs: pl.DataFrame, at: Scale, found: Sequence[FoundRun]) -> dict[str, Spec]:
+    """The charts of a figure, by name; none if one of its arms has no run at one of its sizes."""
     sizes = pl.DataFrame([asdict(size) for size in figure.sizes])
     mine = runs.join(sizes, on=sizes.columns, how="semi", maintain_order="left")
     mine = mine.filter(pl.col("arm").is_in(figure.arms), pl.col("lr").is_in(list(at.lrs)))
     if mine.select("arm", *sizes.columns).n_unique() < len(figure.arms) * sizes.height:
-        return None
+        return {}
     mine = prepare_runs(add_outcomes(mine.drop(OUTCOME_COLUMNS), OutcomeRule()))
     here = set(mine["run_id"])
-    found = [run for run in find_runs(folder) if run.run_id in here]
-    return Material(
+    shown = [run for run in found if run.run_id in here]
+    material = Material(
         runs=mine,
         sensitivity=prepare_sensitivity(sensitivity_table(mine)),
-        metrics=scan_metrics(found),
-        events=read_events(found),
+        metrics=scan_metrics(shown),
+        events=read_events(shown),
     )
-
-
-def _specs(figure: Figure, material: Material) -> dict[str, Spec]:
-    """The charts of a figure, by name."""
     drawn = {name: CHARTS[name](material) for name in figure.charts}
     return {name: spec for name, spec in drawn.items() if spec is not None}
 

@@ -48,8 +48,7 @@ class Depths(Scale):
     @property
     def joins(self) -> tuple[int, ...]:
         """The first steps of the groups that architecture warm-up at its defaults lets in."""
-        plan = ArchWarmup().plan(self.every_step.depth, self.base.train.steps, self.base.schedule.warmup)
-        return tuple(plan.begin + 1 + i * plan.interval for i in range(len(plan.sizes)))
+        return ArchWarmup().plan(self.every_step.depth, self.base.train.steps, self.base.schedule.warmup).first_steps
 
     def recorded(self, size: Size) -> RecordConfig:
         """The curvature now and then; at two sizes every step is logged, and read."""

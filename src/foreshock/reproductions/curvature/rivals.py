@@ -124,7 +124,7 @@ def _steps_of_equal_flops(at: Depths) -> int:
     """Steps of architecture warm-up whose blocks cost what those of the baseline do in its steps."""
     depth, steps = at.deep.depth, at.base.train.steps
     plan = ArchWarmup().plan(depth, steps, at.base.schedule.warmup)
-    joined = [(plan.begin + 1 + i * plan.interval, blocks) for i, blocks in enumerate(plan.sizes)]
+    joined = list(zip(plan.first_steps, plan.sizes, strict=True))
     return round(steps / share_spent(depth, depth - sum(plan.sizes), joined, steps))
 
 

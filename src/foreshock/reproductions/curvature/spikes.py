@@ -177,9 +177,7 @@ def _of_run(at: Depths, lr: float, of: Callable[[Seen], float]) -> Number:
     """A number of the spikes and surges of one run; nan where it is of spikes and there is none."""
 
     def value(evidence: Evidence) -> float:
-        loss, ratio = (
-            evidence.logged("none", at.every_step, lr, f"{key}") for key in ("loss/train", "curvature/ratio")
-        )
+        loss, ratio = (evidence.logged("none", at.every_step, lr, key) for key in ("loss/train", "curvature/ratio"))
         table = loss.join(ratio, on="step", suffix="_ratio")
         return of(seen(table["value"].to_numpy(), table["value_ratio"].to_numpy()))
 
