@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import step, study
 from benchmarks.curvature.page import cpu_page, cuda_page
+from benchmarks.watch.page import watch_page
 
 TARGET = Path(__file__).parent.parent / "docs" / "benchmarks"
 
@@ -76,7 +77,7 @@ def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "parts", nargs="*", default=["step", "study"], help="step, study, curvature; the first two by default"
+        "parts", nargs="*", default=["step", "study"], help="step, study, curvature, watch; the first two by default"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
@@ -93,6 +94,9 @@ def main() -> None:
         pages["curvature"] = cpu_page(machine("cpu"))
     if "curvature" in options.parts and options.device == "cuda":
         pages["curvature_cuda"] = cuda_page(machine("cuda"))
+    if "watch" in options.parts:
+        name = "watch" if options.device == "cpu" else "watch_cuda"
+        pages[name] = watch_page(machine(options.device), options.device)
     TARGET.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         print(text)

@@ -64,9 +64,9 @@ def test_policies_keep_to_their_share() -> None:
     burst = budget.Policy(name="burst", way=budget.FIVE, sequences=1, burst=True)
     once = budget.Policy(name="once", way=budget.FIVE, sequences=1)
     rows = list(budget.readings(config, [burst, once], pause=100))
-    # (3 + 3 * 5) / 4 of a step's cost is spread over 45 steps, that of a burst over 90 from its second step on.
+    # (3.5 + 3.5 * 5) / 4 of a step's cost is spread over 52.5 steps, that of a burst over 105 from its second step on.
     steps = {name: [row["step"] for row in rows if row.get("policy") == name] for name in ("burst", "once")}
-    assert steps == {"once": [1, 46, 91, 136, 181], "burst": [2, 93, 184]}
+    assert steps == {"once": [1, 54, 107, 160], "burst": [2, 108]}
     assert [row["step"] for row in rows if "whole" in row] == [200]
     assert 0 < rows[-1]["share"] < 1
 

@@ -501,5 +501,5 @@ def test_public_names_are_what_they_say() -> None:
 def test_help_lists_the_commands(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "foreshock", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    for command in ("study", "train", "report", "doctor"):
+    for command in ("study", "train", "report", "live", "doctor"):
         assert command in result.stdout

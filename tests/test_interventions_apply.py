@@ -374,8 +374,8 @@ class Wrecks(Intervention):
         (["dyt", "dyt:alpha=1"], ConfigError, "must name each intervention once"),
         ("qk_clip+sigma_reparam", ConfigError, "cannot combine qk_clip with sigma_reparam"),
         ("dyt+optim.lr=1", UserError, "changes a run.s config"),
-        ("dyt+qk_norm", UserError, "qk_norm is a setting .* Normalises queries and keys"),
-        ("dyt+qk_clip", UserError, "qk_clip reads the attention logits where foreshock's AttentionCore makes them"),
+        ("dyt+qk_norm", UserError, "head cannot be told from Transformer"),
+        ("dyt+qk_clip", UserError, "finds no linears that make the queries"),
         (["dyt", "planted:Wrecks"], UserError, "not with this optimizer"),
     ],
 )

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from foreshock.core.contracts import AttentionCall
-from foreshock.probes import attention
-from foreshock.probes.attention import AttentionCore, statistics, tap_attention, vector_norms
+from foreshock.probes.attention import AttentionCore, scores, statistics, tap_attention, vector_norms
+from foreshock.probes.attention.core import core_paths
 from foreshock.proxy.layers.probabilities.clipped_softmax import ClippedSoftmax
 from foreshock.proxy.layers.probabilities.squared_relu import SquaredRelu
 from foreshock.proxy.layers.scores.cap import Cap
@@ -77,10 +77,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("K", "at_once"), [(1, 1), (3, 1), (16, 1), (4, attention.AT_ONCE)])
+@pytest.mark.parametrize(("K", "at_once"), [(1, 1), (3, 1), (16, 1), (4, scores.AT_ONCE)])
 def test_statistics_equal_the_naive_reference(case: str, K: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries are taken one by one, in uneven chunks, all at once."""
-    monkeypatch.setattr(attention, "AT_ONCE", at_once)
+    monkeypatch.setattr(scores, "AT_ONCE", at_once)
     call = call_of(K=K, **CASES[case])
     found = statistics(call)
     highest, largest, entropy = reference(call)
@@ -139,18 +139,18 @@ def test_logits_are_exact_under_autocast() -> None:
 
 def test_the_whole_matrix_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     largest: list[int] = []
-    whole = attention.logits
+    whole = scores.logits
 
     def spy(call: AttentionCall) -> Tensor:
         scores = whole(call)
         largest.append(scores.numel())
         return scores
 
-    monkeypatch.setattr(attention, "logits", spy)
+    monkeypatch.setattr(scores, "logits", spy)
     statistics(call_of(T=64))
     assert max(largest) == 2 * 3 * 64 * 64, "few enough to be taken at once"
     largest.clear()
-    monkeypatch.setattr(attention, "AT_ONCE", 1000)
+    monkeypatch.setattr(scores, "AT_ONCE", 1000)
     statistics(call_of(T=64))
     assert max(largest) == 2 * 3 * 4 * 64, "as many logits as k has elements, not B·H·T·S"
 
@@ -206,4 +206,4 @@ def test_paths_are_those_of_blocks_and_of_attention_modules_elsewhere() -> None:
 
 
 def test_the_root_module_may_be_the_attention() -> None:
-    assert list(tap_attention(Attention())._slots) == ["core"]
+    assert list(core_paths(Attention())) == ["core"]

@@ -15,7 +15,8 @@ from foreshock.core.contracts import Intervention, StepInfo
 from foreshock.core.run_config import RecordConfig, RunConfig, TrainConfig
 from foreshock.core.run_folder import RunFolder
 from foreshock.proxy.data.prepare import prepare
-from foreshock.training.loop import Clock, Loop, evaluate
+from foreshock.training.clock import Clock
+from foreshock.training.loop import Loop, evaluate
 from foreshock.training.setup import Training, build_training
 from foreshock.training.step import train_step
 from tests.conftest import tiny_config

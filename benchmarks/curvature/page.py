@@ -13,8 +13,6 @@ from benchmarks.curvature.footprint import BILLION, MEDIUM, Case, Footprint, foo
 RAW = Path(__file__).parents[2] / "out" / "benchmarks" / "curvature"
 """Raw figures as JSON lines, a file a part; a part whose file is there is not run again."""
 SEEDS = range(3)
-LONG_SEEDS = (2,)
-"""Seeds of the long runs of budget mode."""
 POINTS = (10, 50, 100, 150, 200)
 """Steps at which peers are called."""
 
@@ -83,7 +81,7 @@ activations and graphs included. The last column is the time of the reading over
 def cpu_page(machine: str, raw: Path = RAW) -> str:
     """The page for a CPU."""
     seeds = list(SEEDS)
-    spent, shares = budget(LONG, LONG_SEEDS, raw)
+    spent, shares = budget(LONG, seeds, raw)
     cost = [Cost(**row) for row in kept(raw / "costs.jsonl", lambda: map(asdict, costs(SMALL)))]
     found = [Rival(**row) for row in kept(raw / "rivals.jsonl", lambda: map(asdict, rivals(SMALL, POINTS)))]
     sizes = [Footprint(**row) for row in kept(raw / "footprint.jsonl", lambda: (asdict(footprint(c)) for c in CASES))]
@@ -184,7 +182,7 @@ def budget_text(rows: Sequence[Budget], shares: Sequence[float]) -> str:
         ],
     )
     taken = ", ".join(f"{share:.1%}" for share in shares)
-    return BUDGET.format(steps=LONG.train.steps, seeds=len(LONG_SEEDS), best=best.name, table=body, taken=taken)
+    return BUDGET.format(steps=LONG.train.steps, seeds=len(SEEDS), best=best.name, table=body, taken=taken)
 
 
 def costs_text(rows: Sequence[Cost]) -> str:

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from foreshock.study import recipes as recipes
     from foreshock.study.grid import Size as Size
     from foreshock.study.grid import Study as Study
+    from foreshock.training.doctor import doctor as doctor
+    from foreshock.training.watch import watch as watch
 
 _PUBLIC = {
     "Arm": "foreshock.core.arms:Arm",
     "CurvatureTracker": "foreshock.probes.curvature.tracker:CurvatureTracker",
     "Size": "foreshock.study.grid:Size",
     "Study": "foreshock.study.grid:Study",
+    "doctor": "foreshock.training.doctor:doctor",
     "find_max_lr": "foreshock.max_lr:find_max_lr",
     "forecast": "foreshock.analysis.forecasters:forecast",
     "grow_depth": "foreshock.interventions._grow_depth:grow_depth",
@@ -34,6 +37,7 @@ _PUBLIC = {
     "recipes": "foreshock.study.recipes",
     "run_study": "foreshock.studies:run_study",
     "testing": "foreshock.testing",
+    "watch": "foreshock.training.watch:watch",
 }
 """Where each public name lives."""
 
@@ -43,6 +47,7 @@ __all__ = [
     "Size",
     "Study",
     "__version__",
+    "doctor",
     "find_max_lr",
     "forecast",
     "grow_depth",
@@ -52,6 +57,7 @@ __all__ = [
     "recipes",
     "run_study",
     "testing",
+    "watch",
 ]
 
 

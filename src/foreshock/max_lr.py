@@ -27,7 +27,7 @@ from foreshock.study.grid import Size, Study
 from foreshock.study.launchers.base import Launcher
 from foreshock.study.launchers.local import on_this_machine
 from foreshock.study.plan import DataProgress, Plan, make_plan, plan_further
-from foreshock.study.runner import Failure, Progress, run_plan
+from foreshock.study.runner import Failure, Progress, own_modules, run_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,9 @@ def run_search(
             if plan.finished == len(plan.runs):
                 folder.open(plan.study, plan.runs)
             else:
-                launcher = launcher or stack.enter_context(on_this_machine(plan.workers, plan.study.base.runtime))
+                if launcher is None:
+                    here = on_this_machine(plan.workers, plan.study.base.runtime, own_modules(plan))
+                    launcher = stack.enter_context(here)
                 result = run_plan(plan, launcher=launcher, on_progress=on_progress)
                 if result.interrupted:
                     raise KeyboardInterrupt

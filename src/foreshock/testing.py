@@ -199,7 +199,7 @@ def _tokens(step: int) -> Tensor:
 def _attach(training: Training, spec: Spec) -> Observer:
     context = Context(
         model=training.model,
-        output_module=training.model.head,
+        output_module=training.output_module,
         optimizer=training.optimizer,
         config=training.config,
         flops_per_token=training_flops(training.model, training.config),

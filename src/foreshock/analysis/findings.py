@@ -6,6 +6,7 @@ from foreshock.analysis.cure_findings import cures
 from foreshock.analysis.logit_findings import attention, output_logits
 from foreshock.analysis.sensitivity import comparable
 from foreshock.analysis.tables import Tables
+from foreshock.analysis.watched import watched_findings
 from foreshock.analysis.wording import (
     SIZE,
     agree,
@@ -25,6 +26,8 @@ def finding(tables: Tables) -> list[str]:
     """The findings of a study, most important first, one or two sentences each."""
     runs, sensitivity, comparisons, growth = tables.runs, tables.sensitivity, tables.comparisons, tables.growth
     finished = runs.filter(pl.col("status").is_in(FINISHED))
+    if sensitivity.is_empty() and finished.height and finished["loss_init"].is_null().all():
+        return watched_findings(finished)
     if sensitivity.is_empty():
         return [f"No run has finished with a held-out loss yet ({counts(runs['status'])}): nothing can be concluded."]
     if finished.height == 1:

@@ -146,7 +146,10 @@ def add_outcomes(runs: pl.DataFrame, rule: OutcomeRule) -> pl.DataFrame:
     """
     decided = [_decide_curve(curve, rule) for curve in runs.partition_by(CURVE, maintain_order=True)]
     added = pl.concat([pl.DataFrame(schema=_ADDED), *decided])
-    return runs.join(added, on="run_id", how="left", maintain_order="left")
+    runs = runs.join(added, on="run_id", how="left", maintain_order="left")
+    # Without held-out losses, as of a watched training, a run can be seen to fail, and not to be stable.
+    alone = pl.col("status").is_in(FINISHED) & pl.col("loss_init").is_null() & _failed_alone(rule).fill_null(False)
+    return runs.with_columns(outcome=pl.when(alone).then(pl.lit("diverged")).otherwise("outcome"))
 
 
 def _decide_curve(curve: pl.DataFrame, rule: OutcomeRule) -> pl.DataFrame:
@@ -169,7 +172,7 @@ def _decide_curve(curve: pl.DataFrame, rule: OutcomeRule) -> pl.DataFrame:
 def _failed_alone(rule: OutcomeRule) -> pl.Expr:
     """Whether a finished run failed by itself: it turned non-finite, was stopped early, or its loss rose again."""
     stopped = (pl.col("status") == "diverged") | pl.col("early_stop").fill_null(False)
-    nonfinite = pl.col("nonfinite") | ~pl.col("loss_final").is_finite()
+    nonfinite = pl.col("nonfinite") | ~pl.col("loss_final").fill_null(0.0).is_finite()
     risen = pl.col("train_rise").fill_nan(None).fill_null(0.0) > rule.rise_nats
     return stopped | nonfinite | risen
 

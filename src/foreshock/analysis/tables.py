@@ -15,6 +15,7 @@ from foreshock.analysis.metrics import FoundRun, Source, find_runs, not_started,
 from foreshock.analysis.naming import distinct_arms, name_studies, reference_tokens
 from foreshock.analysis.outcomes import OutcomeRule, add_outcomes, train_rise
 from foreshock.analysis.sensitivity import ENTRY, sensitivity_table
+from foreshock.analysis.watched import is_watched, watched_facts
 from foreshock.core import files
 from foreshock.core.arms import arm_name, interventions_name
 from foreshock.core.config import from_json
@@ -132,6 +133,8 @@ def _base_recipe(first: FoundRun) -> RunConfig:
     """The recipe that arms are named against: the study's, or that of the run itself without interventions."""
     if first.study:
         return _config(first.study["base"], first.source / "study.json")
+    if is_watched(first.folder):
+        return RunConfig()
     return replace(_config(first.folder.config(), first.folder.path / "config.json"), interventions=())
 
 
@@ -170,7 +173,6 @@ _FACTS: dict[str, Any] = {
 
 def _facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
     """What config, manifest and status say of a run."""
-    config = _config(run.folder.config(), run.folder.path / "config.json")
     manifest, status, study = run.folder.manifest(), run.folder.status(), run.study
     if status["status"] in FINISHED and manifest.get("params") is None:
         raise RunFolderError(
@@ -178,29 +180,38 @@ def _facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
             f"restore the file, or remove {run.folder.path}"
         )
     return {
+        **(watched_facts(run.folder) if is_watched(run.folder) else _config_facts(run, base)),
         "run_id": run.run_id,
-        "arm": arm_name(config, base),
-        "interventions": interventions_name(config),
-        "width": config.model.width,
-        "depth": config.model.depth,
-        "heads": config.model.heads,
         "params": manifest.get("params"),
-        "lr": config.optim.lr,
-        "seed": config.train.seed,
         "status": status["status"],
         "steps": status.get("step"),
         "status_loss": files.number(status["loss_held_out"]) if "loss_held_out" in status else None,
-        "tokens_per_step": manifest.get("tokens_per_step", config.data.batch_size * config.data.seq_len),
         "wall_s": status.get("wall_s"),
         "bigram_loss": manifest.get("bigram_loss"),
         "early_stop": status.get("early_stop", False),
         "planned_lrs": len(study["lrs"]) if study else None,
         "data_hash": (manifest.get("data") or {}).get("hash"),
-        "base_data": config.data == base.data,
         "device": manifest.get("device"),
         "study": run.source.resolve().as_posix(),
         "folder": str(run.folder.path),
         "heartbeat": status.get("heartbeat", 0.0),
+    }
+
+
+def _config_facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
+    """What its config says of a run."""
+    config = _config(run.folder.config(), run.folder.path / "config.json")
+    tokens = config.data.batch_size * config.data.seq_len
+    return {
+        "arm": arm_name(config, base),
+        "interventions": interventions_name(config),
+        "width": config.model.width,
+        "depth": config.model.depth,
+        "heads": config.model.heads,
+        "lr": config.optim.lr,
+        "seed": config.train.seed,
+        "tokens_per_step": run.folder.manifest().get("tokens_per_step", tokens),
+        "base_data": config.data == base.data,
     }
 
 

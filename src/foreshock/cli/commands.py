@@ -9,6 +9,7 @@ import tyro
 
 from foreshock.cli.doctor import Doctor
 from foreshock.cli.forecast import Forecast
+from foreshock.cli.live import Live
 from foreshock.cli.max_lr import MaxLr
 from foreshock.cli.report import Report
 from foreshock.cli.reproduce import Reproduce
@@ -25,11 +26,12 @@ Command = (
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)]
     | Annotated[Forecast, tyro.conf.subcommand("forecast", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
+    | Annotated[Live, tyro.conf.subcommand("live", prefix_name=False)]
     | Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)]
 )
 
 
-def read_command(argv: Sequence[str] | None) -> Study | Train | MaxLr | Reproduce | Forecast | Report | Doctor:
+def read_command(argv: Sequence[str] | None) -> Study | Train | MaxLr | Reproduce | Forecast | Report | Live | Doctor:
     """The command that the arguments ask for.
 
     Raises:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from foreshock.core.run_config import RunConfig
     from foreshock.study import grid
 
@@ -48,6 +50,9 @@ class StudyOptions:
     interventions: Annotated[tuple[str, ...] | None, shown_as("ARM ...")] = None
     """Arms: none, qk_norm, qk_norm+z_loss, z_loss:weight=1e-3, qk_norm+optim.weight_decay=0; `all` is none and every
     intervention at its defaults."""
+    model: Annotated[str | None, shown_as("MODULE:FUNCTION")] = None
+    """A model family of your own in place of foreshock's: build(width, depth, heads, vocab_size) -> nn.Module, as
+    my_module:build or path/to/file.py:build."""
     data: Annotated[str | None, shown_as("SOURCE")] = None
     """Corpus: local-python, synthetic-v1, a .txt, .jsonl or .bin file, or a directory."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -72,17 +77,20 @@ class StudyOptions:
 
         study = recipes.load(self.recipe)
         self.check_recipe_is_first(recipes.names())
+        base = self.base(study.base)
         axes: dict[str, Any] = {
             "sizes": None if self.sizes is None else grid.parse_sizes(self.sizes),
             "lrs": read_numbers("--lrs", self.lrs, float, "1e-3 1e-2"),
             "seeds": read_numbers("--seeds", self.seeds, int, "0 1 2"),
-            "arms": None if self.interventions is None else grid.parse_arms(self.interventions),
+            "arms": grid.reachable(study.arms, base)
+            if self.interventions is None
+            else grid.parse_arms(self.interventions, base),
         }
         for lr in axes["lrs"] or ():
             check_value("--lrs", OptimConfig, lr=lr)
         for seed in axes["seeds"] or ():
             check_value("--seeds", TrainConfig, seed=seed)
-        study = replace(study, base=self.base(study.base), **{k: v for k, v in axes.items() if v is not None})
+        study = replace(study, base=base, **{k: v for k, v in axes.items() if v is not None})
         return grid.vary(study, [setting for group in self.vary for setting in group])
 
     def check_recipe_is_first(self, recipes: list[str]) -> None:
@@ -107,6 +115,7 @@ class StudyOptions:
         if self.device == "cuda":
             base = replace(base, runtime=replace(base.runtime, device="cuda", precision="bf16", compile=True))
         given = {
+            "model.build": None if self.model is None else read_builder(self.model),
             "train.steps": read_number("--steps", self.steps, int, "250"),
             "data.batch_size": read_number("--batch-size", self.batch_size, int, "16"),
             "data.seq_len": read_number("--seq-len", self.seq_len, int, "64"),
@@ -119,6 +128,46 @@ class StudyOptions:
                     raise ConfigError(f"--set {path}: an option of its own sets it already; give it in one place")
                 base = replace_at(base, path, value)
         return override(base, settings)
+
+
+def read_builder(text: str) -> str:
+    """The name of a builder, `module:function`, whose folder is then one that modules are imported from.
+
+    That is the folder of the file for `path/to/file.py:function`, and else the current one.
+
+    Raises:
+        ConfigError: there is no such file, or another module of its name is found first.
+    """
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    from foreshock.core.errors import ConfigError
+
+    module, colon, function = text.rpartition(":")
+    if not colon or not module.endswith(".py"):
+        import_from(Path.cwd())
+        return text
+    file = Path(module).resolve()
+    if not file.is_file():
+        raise ConfigError(f"--model: there is no file {module!r}; give path/to/file.py:function, or module:function")
+    import_from(file.parent)
+    loaded = getattr(sys.modules.get(file.stem), "__file__", None)
+    found = importlib.util.find_spec(file.stem) if loaded is None else None
+    origin = loaded if found is None else found.origin
+    if not file.stem.isidentifier() or origin is None or Path(origin).resolve() != file:
+        raise ConfigError(f"--model: {module!r} cannot be imported as {file.stem!r}, another module's name; rename it")
+    return f"{file.stem}:{function}"
+
+
+def import_from(folder: "Path") -> None:
+    """Import modules from a folder first, here and in workers, as Python does from that of a script."""
+    import importlib
+    import sys
+
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
 
 
 def check_value(option: str, section: type, **value: float) -> None:

@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from foreshock.cli.options import import_from
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one proxy; the folder becomes one run folder. The same command resumes what was interrupted."""
+    """Train one model; the folder becomes one run folder. The same command resumes what was interrupted."""
 
     config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG.json")]
     """JSON file with the fields that differ from the base recipe, or the config.json of another run."""
@@ -31,6 +33,8 @@ class Train:
         from foreshock.study.runner import run_plan
 
         config = resolve(from_json(RunConfig, read_config(Path(self.config))))
+        if config.model.build is not None:
+            import_from(Path.cwd())
         screen = console(quiet=self.json)
         with Display(screen) as display:
             result = run_plan(plan_single(config, self.out, display.data), on_progress=display)

@@ -43,6 +43,8 @@ class StepInfo:
     """Mean wall-clock seconds a step since the last logged step, monitors included; 0 before the first."""
     flops_share: float = 1.0
     """Share of the model's training FLOPs that those steps spent; below 1 while blocks are left out."""
+    batch: Any = None
+    """The batch as somebody else's loop has it, where `inputs_BT` and `targets_BT` are not known."""
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """What plug-ins have to tell of this step besides numbers, by name and with facts; goes to events.jsonl."""
 
@@ -109,6 +111,8 @@ class Intervention:
     """Options under which it changes no bit of a run; None if there are none."""
     semantics: ClassVar[int] = 1
     """Raised when its meaning changes, so that older runs are not taken for new ones."""
+    reaches_any_model: ClassVar[bool] = False
+    """Whether one that overrides `edit_config` does the same to a model that is not the proxy by `edit_model`."""
 
     def edit_config(self, config: RunConfig) -> RunConfig:
         """The config to build instead of this one; where a cure is a setting, this is all of it."""
@@ -183,6 +187,10 @@ class Observer:
         """
         return {}
 
+    def captured(self) -> Mapping[str, str]:
+        """How what it reads was captured, by module path, once that is known: exact, a sample or a bound, and where."""
+        return {}
+
     def close(self) -> None:
         """Remove every hook: the model is as it was."""
 
@@ -194,11 +202,40 @@ class Observer:
         """Take up the state of `state_dict`."""
 
 
+class Merge(Enum):
+    """What one process with the whole batch and the whole model would read, from the values x_r of R ranks.
+
+    D is the number of batches among them: R, or less where ranks share one under tensor parallelism.
+    """
+
+    MEAN = auto()
+    """mean(x_r): means over tokens or entries, and what is the same on all ranks."""
+    MAX = auto()
+    """max(x_r)."""
+    MIN = auto()
+    """min(x_r)."""
+    ROOT_MEAN_SQUARE = auto()
+    """√mean(x_r²): root mean squares; and norms of parameters, each rank's scaled to the whole (`probes.shards`)."""
+    NORM = auto()
+    """√(D·mean(x_r²)): an L2 norm over all tokens of the batch, as the root of the sum of squares."""
+    GRADIENT_MEAN = auto()
+    """mean(x_r) / D, of gradients at activations: a rank's loss is a mean over its own tokens, D times too few."""
+    GRADIENT_NORM = auto()
+    """√(mean(x_r²) / D): an L2 norm of gradients at the activations of all tokens."""
+
+
 class Monitor:
-    """A frozen declaration in `monitors/<name>.py`: what it needs, and how to attach it."""
+    """A frozen declaration in `monitors/<name>.py`: what it needs, and how to attach it.
+
+    Where several ranks train together, each observer reads what its own rank holds and never communicates; the rows
+    are merged afterwards, all at once. Only what it gives as a tensor is merged, a Python float stays rank by rank.
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What it has to be given."""
+    merges: ClassVar[Mapping[str, Merge]] = {}
+    """How a quantity (`input_token` of the row `linear_norms/input_token/<path>`) is merged over ranks. Those that are
+    not here have MAX or MIN if `max` or `min` is one of the words of their name (`q_norm_max`), and MEAN otherwise."""
 
     def attach(self, context: Context) -> Observer:
         """Attach to a model and optimizer; the observer alone holds hooks, buffers and history."""
@@ -212,16 +249,24 @@ class AttentionCall:
     q_BHTK: Tensor
     """Queries as they enter the score."""
     k_BHSK: Tensor
-    """Keys as they enter the score."""
+    """Keys as they enter the score; grouped-query attention has fewer heads of them, each for a run of query heads."""
     scale: float
     """Score multiplier in force; the attention logit is scale · q·k."""
     causal: bool = True
-    """Whether query t sees keys up to t only."""
+    """Whether a query sees keys up to its own position only."""
     mask: Tensor | None = None
     """Boolean, True where a query may look, broadcastable to (B, H, T, S)."""
     window: int | None = None
     """Keys a query may look back to, itself included; None for all."""
     score: Callable[[Tensor], Tensor] | None = None
     """Transform of the attention logits before the probabilities."""
+    bias: Tensor | None = None
+    """Added to the scores after that transform, broadcastable to (B, H, T, S)."""
     probability: Callable[[Tensor], Tensor] | None = None
     """What turns masked scores (-inf where masked) into weights; None is the softmax."""
+    first_query: int = 0
+    """Position, among the keys, of the first query."""
+    query_stride: int = 1
+    """Positions from one query to the next; above 1 in a sample of the queries."""
+    opaque: str = ""
+    """Why the weights cannot be recomputed from all this; empty if they can. The logits can be in any case."""

@@ -1,6 +1,7 @@
 """What a proxy is made of. The defaults are the base recipe's: 2309.14322 sec. 2.1 with qk-norm off."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,12 +115,19 @@ class ModelConfig:
     """Norm slots."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Attention."""
+    build: str | None = None
+    """A model family of your own in place of the proxy: `package.module:function`, called with width, depth, heads and
+    vocab_size. The settings of the proxy, all but these sizes, then have to be left alone."""
 
     def __post_init__(self) -> None:
         require(self.depth >= 1, "model.depth", "must be at least 1", self.depth)
         require(self.heads >= 1, "model.heads", "must be at least 1", self.heads)
         fits = self.width >= 1 and self.width % self.heads == 0
         require(fits, "model.width", f"must be a multiple of model.heads={self.heads}", self.width)
+        if self.build is not None:
+            named = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", self.build)
+            require(named is not None, "model.build", "must be package.module:function", self.build)
+            return
         even = self.width // self.heads % 2 == 0
         rule = f"must give an even head dimension for RoPE with model.heads={self.heads}"
         require(even, "model.width", rule, self.width)

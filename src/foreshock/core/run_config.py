@@ -14,6 +14,7 @@ from foreshock.core import plugins as plugin_loader
 from foreshock.core.config import Spec, digest, field_types, from_json, plugin, plugins, to_json
 from foreshock.core.errors import require
 from foreshock.core.model_config import ModelConfig, Roles
+from foreshock.core.own_model import OWN_MODEL_SEMANTICS, check_interventions, check_settings
 
 SEMANTICS = {"train": 1, "data": 1, "proxy": 1, "optim": 1}
 """Raised by one when the meaning of a component changes, so that older runs are not taken for new ones."""
@@ -179,9 +180,11 @@ def resolve(config: RunConfig) -> RunConfig:
     """The config with every plug-in's options filled in and every name and value checked; needs no torch.
 
     Raises:
-        ConfigError: an unknown plug-in or option, conflicting interventions, or a value out of range.
+        ConfigError: an unknown plug-in or option, conflicting interventions, a value out of range, or what only the
+            proxy has, asked of a model of the user's own.
     """
     resolved: RunConfig = _resolve_specs(from_json(RunConfig, to_json(config)))
+    check_settings(resolved.model, _resolve_specs(ModelConfig(build=resolved.model.build)))
     check_conflicts(resolved)
     return resolved
 
@@ -199,6 +202,7 @@ def check_conflicts(config: RunConfig) -> None:
         require(given.count(name) == 1, "interventions", "must name each intervention once", given)
         clash = sorted(set(cure.conflicts) & active) if name in active else []
         require(not clash, "interventions", f"cannot combine {name} with {', '.join(clash)}; drop one", given)
+    check_interventions(config.model, cures)
     # From multipliers of 1: there alone x·y and y·x are the same number to the last digit.
     start = replace(config, model=replace(config.model, roles=Roles()))
     for (first, one), (second, other) in combinations(cures.items(), 2):
@@ -225,9 +229,13 @@ def run_id(config: RunConfig, data_hash: str) -> str:
     """Twelve hex digits that change exactly when the bits of a run may change.
 
     Hash of the resolved config before any `edit_config` and without `record`, the hash of the tokens used, the
-    semantics versions of the components and interventions involved, and the source of the user's own plug-ins.
+    semantics versions of the components and interventions involved, and the source of the user's own plug-ins and of
+    the file that builds a model of the user's own.
     """
     semantics: dict[str, Any] = dict(SEMANTICS)
+    if config.model.build is not None:
+        semantics["own_model"] = OWN_MODEL_SEMANTICS
+        semantics[f"{config.model.build} source"] = plugin_loader.source_digest(config.model.build)
     for spec in config.interventions:
         semantics[spec.name] = plugin_loader.load("interventions", spec).semantics
     for name in _names_of_plugins(replace(config, record=RecordConfig(monitors=()))):
@@ -238,7 +246,10 @@ def run_id(config: RunConfig, data_hash: str) -> str:
 
 def bits_of(config: RunConfig) -> dict[str, Any]:
     """The resolved config as JSON without `record`: what determines the bits."""
-    return {key: value for key, value in to_json(resolve(config)).items() if key != "record"}
+    bits = {key: value for key, value in to_json(resolve(config)).items() if key != "record"}
+    if config.model.build is None:  # as in the configs of runs from before there was this setting
+        del bits["model"]["build"]
+    return bits
 
 
 def _names_of_plugins(config: Any) -> Iterator[str]:

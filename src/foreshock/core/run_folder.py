@@ -218,10 +218,9 @@ class RunFolder:
             self._remove(sidecar)
 
     def close(self) -> None:
-        """Close the logs."""
-        for file in self._logs.values():
-            file.close()
-        self._logs.clear()
+        """Close the logs; an OSError says that the last of a log could not be written."""
+        while self._logs:
+            self._logs.popitem()[1].close()
 
     def _inode(self) -> int | None:
         try:

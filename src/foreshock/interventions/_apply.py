@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from foreshock.core.config import Spec
 from foreshock.core.contracts import Context, Edit, Intervention, StepInfo
 from foreshock.core.errors import UserError
 from foreshock.core.run_config import RunConfig, check_conflicts
+from foreshock.interventions._attention import is_foreshocks_own
 from foreshock.interventions._find import find_output_module
 from foreshock.interventions._parameter_groups import follow
+from foreshock.probes.given import NotGiven
 from foreshock.probes.updates import Snapshot, restore_unless, snapshot
 
 
@@ -128,7 +130,11 @@ class Applied:
         if not self._in_force:
             return loss
         given = {"inputs": inputs, "targets": targets, "logits": logits}
-        tensors = {name: cast(Tensor, _NotGiven(name)) if t is None else t for name, t in given.items()}
+        advice = "an intervention in force reads the {0}: call applied.loss(loss, {0}=…)"
+        tensors = {
+            name: cast(Tensor, NotGiven(advice.format(name))) if tensor is None else tensor
+            for name, tensor in given.items()
+        }
         self._info = StepInfo(
             step=self._steps + 1,
             inputs_BT=tensors["inputs"],
@@ -216,20 +222,6 @@ class Applied:
         self._info = self._before = None
 
 
-class _NotGiven:
-    """Stands for a tensor that the caller left out; says so as soon as somebody reads it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, _: str) -> NoReturn:
-        raise UserError(f"an intervention in force reads the {self._name}: call applied.loss(loss, {self._name}=…)")
-
-    @classmethod
-    def __torch_function__(cls, _func: Any, _types: Any, args: Any = (), _kwargs: Any = None) -> NoReturn:
-        next(arg for arg in args if isinstance(arg, cls)).__getattr__("")
-
-
 def _parse(interventions: Iterable[str | Spec] | str | Spec) -> list[Spec]:
     specs: list[Spec] = []
     for part in [interventions] if isinstance(interventions, str | Spec) else interventions:
@@ -241,11 +233,12 @@ def _parse(interventions: Iterable[str | Spec] | str | Spec) -> list[Spec]:
 
 
 def _build(specs: list[Spec], context: Context) -> dict[str, Intervention]:
-    """The runtimes by name, once it is certain that they go together and none is a setting of the proxy."""
+    """The runtimes by name, once it is certain that they go together and none is a setting of the proxy alone."""
     check_conflicts(RunConfig(interventions=tuple(specs)))
     declared = {spec.name: plugins.load("interventions", spec) for spec in specs}
     for name, cure in declared.items():
-        if type(cure).edit_config is not Intervention.edit_config:
+        setting = type(cure).edit_config is not Intervention.edit_config
+        if setting and (not cure.reaches_any_model or is_foreshocks_own(context.model)):
             what = (type(cure).__doc__ or "").strip().partition("\n")[0]
             raise UserError(
                 f"{name} is a setting that foreshock builds its proxy by, and cannot reach a model that is there "

@@ -31,13 +31,15 @@ def output_name(model: nn.Module, output_module: nn.Module, wanted_by: str) -> s
 def find_output_module(model: nn.Module) -> nn.Module:
     """What makes the output logits: `get_output_embeddings()` where a model has it, else the last Linear, else itself.
 
-    A model that answers None has no head, and its last Linear is another one.
+    Of a model that answers None it is the last Linear among its own children, as a classifier's; one further inside is
+    another one.
     """
     from torch import nn
 
     get = getattr(model, "get_output_embeddings", None)
     if callable(get):
         head: nn.Module | None = get()
-        return model if head is None else head
+        own = [module for module in model.children() if isinstance(module, nn.Linear)]
+        return (own[-1] if own else model) if head is None else head
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linears[-1] if linears else model

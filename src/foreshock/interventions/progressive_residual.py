@@ -42,7 +42,9 @@ class ProgressiveResidual(Intervention):
         require(0 <= self.length <= 1, "progressive_residual:length", rule, self.length)
 
     def check(self, config: RunConfig) -> None:
-        """What a sub-layer adds must not be normalised afterwards."""
+        """What a sub-layer adds is the proxy's to scale, and must not be normalised afterwards."""
+        own = "must be null with progressive_residual, which scales what the sub-layers of foreshock's own proxy add"
+        require(self.length == 0 or config.model.build is None, "model.build", own, config.model.build)
         residual = config.model.residual.name
         rule = "must not be normalised with progressive_residual: it undoes any factor on what a sub-layer adds"
         require(self.length == 0 or residual != "normalised", "model.residual", rule, residual)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from foreshock.core.contracts import AttentionCall, Context, Edit, Intervention, StepInfo
 from foreshock.core.errors import UserError, require
+from foreshock.interventions._attention import is_foreshocks_own
+from foreshock.interventions._projections import Projections, over_ranks, projections_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from foreshock.core.run_config import RunConfig
-    from foreshock.probes.hooks import Taps
+    from foreshock.probes.hooks import Tapping, Taps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,15 @@ class QkClip(Intervention):
     several forward passes in one step, as with gradient accumulation, the last counts.
 
     Neutral at `tau=null`. Conflicts with norms on queries or keys, which undo any factor, and with sigma_reparam,
-    which does so too. Works on models whose attention is foreshock's own; raises a UserError on others. Cost: one
-    more q·kᵀ in fp32 for each layer and step; q and k are kept until the update.
+    which does so too. Cost: one more q·kᵀ in fp32 for each layer and step; q and k are kept until the update.
+
+    On a model that is not foreshock's, the attention calls are read where `foreshock.watch` reads them, and the
+    projections found by name (`q_proj` and `k_proj`, `qkv`, `c_attn`, …; `nn.Linear`, a `Conv1D` of transformers,
+    `nn.MultiheadAttention`). Which rows are which head's is told at the first update, which waits for the device, by
+    the sizes of the vectors that enter attention. Where query heads share keys, these are multiplied by
+    `m^(1 - alpha)`, m the largest g of the group, and the queries of head h by `g / m^(1 - alpha)`, so that every head
+    ends at tau, and none below. Ranks that train together take the largest logit of them all. Raises a UserError where
+    an attention is not seen, or its rows cannot be told: norms on queries or keys, weights in an unknown order.
     """
 
     conflicts: ClassVar = frozenset(
@@ -62,13 +71,38 @@ class QkClip(Intervention):
 
 
 class _QkClip(Intervention):
-    _taps: Taps[AttentionCall]
+    _taps: Tapping[AttentionCall]
+    _outputs: Taps[Tensor] | None = None
 
     def __init__(self, tau: float, alpha: float) -> None:
         self._tau, self._alpha = tau, alpha
         self._attentions: dict[str, Any] = {}
 
     def edit_model(self, model: nn.Module) -> Edit:
+        if is_foreshocks_own(model):
+            return self._edit_own(model)
+        from foreshock.probes.attention import tap_attention
+        from foreshock.probes.hooks import Taps
+
+        self._attentions = projections_of(model)
+        linears = {
+            f"{name}.{side}": linear
+            for name, found in self._attentions.items()
+            for side, linear in (("q", found.q), ("k", found.k))
+            if linear is not found.module
+        }
+        outputs: Taps[Tensor] = Taps(linears, lambda output: output.detach())
+        self._taps, self._outputs = tap_attention(model), outputs
+        self._taps.listen()
+        outputs.listen()
+
+        def undo() -> None:
+            self._taps.close()
+            outputs.close()
+
+        return Edit(touched=tuple(self._attentions), undo=undo)
+
+    def _edit_own(self, model: nn.Module) -> Edit:
         from foreshock.probes.attention import tap_cores
 
         self._attentions = _attentions(model)
@@ -80,13 +114,32 @@ class _QkClip(Intervention):
     def after_update(self, info: StepInfo) -> None:
         from foreshock.probes.attention import largest_logits
 
-        for name, call in self._taps.take().items():
-            max_H = largest_logits(call)
+        calls = self._taps.take()
+        if self._outputs is not None:
+            self._locate(calls, self._outputs)
+        for name, max_H in over_ranks({name: largest_logits(call) for name, call in calls.items()}).items():
             # tau / tau is 1 to the bit, so that heads below tau keep theirs.
             factor_H = (self._tau / max_H.clamp(min=self._tau)).where(max_H.isfinite(), 1.0)
-            _scale_heads(self._attentions[name].q, factor_H**self._alpha)
-            _scale_heads(self._attentions[name].k, factor_H ** (1 - self._alpha))
+            attention = self._attentions[name]
+            if isinstance(attention, Projections):
+                attention.scale(factor_H, self._alpha)
+            else:
+                _scale_heads(attention.q, factor_H**self._alpha)
+                _scale_heads(attention.k, factor_H ** (1 - self._alpha))
         self._taps.listen()
+
+    def _locate(self, calls: dict[str, AttentionCall], outputs: Taps[Tensor]) -> None:
+        """Find the rows of the attentions that have just run for the first time."""
+        new = [name for name in calls if name not in self._attentions or not self._attentions[name].located]
+        if not new:
+            return
+        made = outputs.take()
+        for name in new:
+            if name not in self._attentions:
+                raise UserError(f"qk_clip cannot act on several attention calls of one module in one pass: {name}")
+            self._attentions[name].locate(calls[name], made.get(f"{name}.q"), made.get(f"{name}.k"))
+        if not all(attention.located for attention in self._attentions.values()):
+            outputs.listen()
 
 
 def _scale_heads(linear: nn.Linear, factor_H: Tensor) -> None:
@@ -108,11 +161,6 @@ def _attentions(model: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         if isinstance(getattr(module, "core", None), AttentionCore):
             found[name] = module
-    if not found:
-        raise UserError(
-            f"qk_clip reads the attention logits where foreshock's AttentionCore makes them, and "
-            f"{type(model).__name__} has none; it works on foreshock's proxy"
-        )
     for name, attention in found.items():
         for side in ("q", "k"):
             if not isinstance(getattr(attention, side, None), nn.Linear):

@@ -14,7 +14,7 @@ def parameter_path(name: str, context: Context) -> str:
     from foreshock.probes.hooks import path
     from foreshock.proxy.parametrization import role_of
 
-    if context.config is None:
+    if not _is_proxy(context):
         return path(name)
     layer = re.match(r"blocks\.\d+\.", name)
     return (layer.group() if layer else "") + role_of(name)
@@ -22,4 +22,8 @@ def parameter_path(name: str, context: Context) -> str:
 
 def linear_path(name: str, context: Context) -> str:
     """Layer and role of a linear in the proxy (`blocks.0.attn.q` is `blocks.0.q`), the module's name elsewhere."""
-    return name if context.config is None else re.sub(r"^(blocks\.\d+\.).*\.", r"\1", name)
+    return name if not _is_proxy(context) else re.sub(r"^(blocks\.\d+\.).*\.", r"\1", name)
+
+
+def _is_proxy(context: Context) -> bool:
+    return context.config is not None and context.config.model.build is None

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
-from foreshock.core.errors import require
-from foreshock.monitors._tracking import probe_of, reference_of, tracker_of
+from foreshock.core.errors import UserError, require
+from foreshock.monitors._tracking import part_of_batch, probe_of, reference_of, tracker_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from foreshock.probes.curvature.reading import Reading
 
-BASE, PRODUCT = 3.0, 3.0
+BASE, PRODUCT = 3.5, 3.5
 """What a reading costs in training steps on the same sequences, besides and for each product."""
 
 
@@ -36,7 +34,7 @@ class Curvature(Monitor):
     `curvature/deviation`, their standard deviation over their mean.
 
     The next reading is due once the steps since the last one have cost what it did, over `share`. Costs follow from the
-    products that were taken, also those of parts and of the reference, each about three training steps on the same
+    products that were taken, also those of parts and of the reference, each three and a half training steps on the same
     sequences (`python -m benchmarks curvature`): not from the clock, so that a run is read at the same steps again.
     """
 
@@ -51,7 +49,7 @@ class Curvature(Monitor):
     preconditioned: bool = True
     """Whether the Hessian is preconditioned."""
     sequences: int = 4
-    """Sequences of the batch that the loss is taken on."""
+    """Sequences of the batch that the loss is taken on; of a watched training the batch that `step` is given."""
     fixed: bool = False
     """Whether they are those of the first reading for ever, rather than of the step's own batch."""
     share: float = 0.1
@@ -95,29 +93,32 @@ class _CurvatureObserver(Observer):
             tolerance=0.1 if monitor.adaptive else None,
         )
         self._reference = reference_of(context, monitor.preconditioned) if monitor.reference else None
-        self._probe: Tensor | None = None
+        self._probe: Any = None
         self._due = -math.inf
 
-    def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
+    def read(self, info: StepInfo) -> Mapping[str, float]:
         if info.step < self._due:
             return {}
         monitor = self._monitor
-        self._probe = tokens = probe_of(info, monitor.sequences, self._probe if monitor.fixed else None)
-        rows, cost = self._read(tokens)
+        probe = probe_of(info, monitor.sequences, self._probe if monitor.fixed else None)
+        self._probe = probe if monitor.fixed else None
+        rows, cost = self._read(probe)
         if self._reference is not None:
-            right = self._reference.measure(tokens)
+            right = self._reference.measure(probe)
             rows["curvature/reference"] = right.eigenvalue
             cost += _cost([right])
-        share, part_of_batch = monitor.share, len(tokens) / len(info.inputs_BT)
-        self._due = info.step + (cost * part_of_batch / share if share else 0.0)
+        share = monitor.share
+        self._due = info.step + (cost * part_of_batch(info, probe) / share if share else 0.0)
         return rows
 
-    def _read(self, tokens: Tensor) -> tuple[dict[str, float], float]:
+    def _read(self, tokens: Any) -> tuple[dict[str, float], float]:
         """The rows, and what they cost in training steps on the same sequences."""
         count = self._monitor.micro_batches
         if count == 1:
             reading = self._tracker.measure(tokens)
             return _rows(reading), _cost([reading])
+        if not hasattr(tokens, "chunk"):
+            raise UserError("curvature:micro_batches cuts a batch that is one tensor; give step(loss, batch) one")
         self._monitor._require_equal_parts(len(tokens))
         spread = self._tracker.spread(*tokens.chunk(count), union=tokens)
         rows = _rows(spread.whole) | {"curvature/bias": spread.bias, "curvature/deviation": spread.deviation}

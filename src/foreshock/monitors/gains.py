@@ -22,8 +22,8 @@ class Gains(Monitor):
     - `gains/mean`, `gains/min`: mean and smallest entry, signed.
     - `gains/max_abs`: largest magnitude.
 
-    The values are those stored: where a module multiplies them by a constant (nGPT), that is not in them. Cost: three
-    passes over a parameter of a few entries, each.
+    Of a parameter cut over ranks each rank reads its part. The values are those stored: where a module multiplies them
+    by a constant (nGPT), that is not in them. Cost: three passes over a parameter of a few entries, each.
     """
 
     def attach(self, context: Context) -> Observer:
@@ -42,15 +42,27 @@ class _GainsObserver(Observer):
         }
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor]:
-        from foreshock.probes.precision import accurate_dtype
+        from foreshock.probes.shards import readable
 
         rows: dict[str, Tensor] = {}
         for name, parameter in self._gains.items():
-            if parameter.requires_grad and parameter.numel():
-                gain = parameter.detach()
-                rows |= {
-                    f"gains/mean/{name}": gain.mean(dtype=accurate_dtype(gain)),
-                    f"gains/min/{name}": gain.amin(),
-                    f"gains/max_abs/{name}": gain.abs().amax(),
-                }
+            if parameter.requires_grad and readable(parameter) and not parameter.is_complex():
+                mean, least, largest = _extent(parameter)
+                rows |= {f"gains/mean/{name}": mean, f"gains/min/{name}": least, f"gains/max_abs/{name}": largest}
         return rows
+
+
+def _extent(parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, smallest entry and largest magnitude; on ranks that hold nothing of it what changes none of them."""
+    import math
+
+    from foreshock.probes.precision import accurate_dtype
+    from foreshock.probes.shards import held, shards
+
+    gain = held(parameter)
+    if not gain.numel():
+        return gain.new_zeros(()), gain.new_full((), math.inf), gain.new_zeros(())
+    mean = gain.mean(dtype=accurate_dtype(gain))
+    if (cut := shards(parameter)) > 1:
+        mean = mean * (cut * gain.numel() / parameter.numel())
+    return mean, gain.amin(), gain.abs().amax()

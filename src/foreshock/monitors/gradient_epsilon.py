@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
+from foreshock.core.contracts import Context, Merge, Monitor, Need, Observer, StepInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,7 @@ class GradientEpsilon(Monitor):
     """
 
     needs = frozenset({Need.GRADIENTS, Need.OPTIMIZER})
+    merges: ClassVar = {"rms_over_eps": Merge.ROOT_MEAN_SQUARE, "damping": Merge.MEAN}
 
     def attach(self, context: Context) -> Observer:
         """Reads gradients and optimizer state: no hook."""
@@ -58,12 +59,13 @@ class _EpsilonObserver(Observer):
         import torch
 
         from foreshock.probes.moments import grouped_rms, l2_norms
+        from foreshock.probes.shards import readable
 
         found = [
             (self._paths[parameter], parameter.grad, group["eps"])
             for group, parameters in self._groups()
             for parameter in parameters
-            if parameter.grad is not None
+            if parameter.grad is not None and readable(parameter.grad)
         ]
         norms = l2_norms([gradient for _, gradient, _ in found])
         ratios = torch._foreach_div(norms, [eps for _, _, eps in found]) if found else []
@@ -71,14 +73,19 @@ class _EpsilonObserver(Observer):
         return {f"gradient_epsilon/rms_over_eps/{path}": value for path, value in rows.items()}
 
     def _dampings(self) -> dict[str, Tensor]:
-        from foreshock.probes.moments import adam_roots, adam_states
+        from foreshock.probes.moments import adam_roots, adam_states, local_state
+        from foreshock.probes.shards import readable, shards
 
         sums: dict[str, Tensor] = {}
         sizes: dict[str, int] = {}
         for group, parameters in self._groups():
-            states = adam_states(self._optimizer, group, parameters)
-            for parameter, root in zip(states, adam_roots(states.values(), group), strict=True):
-                path, total = self._paths[parameter], _damping(root, group["eps"])
+            states = adam_states(self._optimizer, group, filter(readable, parameters))
+            if not states:
+                continue
+            roots = adam_roots([local_state(state) for state in states.values()], group)
+            for parameter, root in zip(states, roots, strict=True):
+                # Of a parameter cut over ranks: the mean over ranks of parts times shards is the sum over the whole.
+                path, total = self._paths[parameter], _damping(root, group["eps"]) * shards(parameter)
                 sums[path] = sums[path] + total if path in sums else total
                 sizes[path] = sizes.get(path, 0) + parameter.numel()
         return {f"gradient_epsilon/damping/{path}": total / sizes[path] for path, total in sums.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from foreshock.core.contracts import Context, Monitor, Need, Observer
+from foreshock.core.contracts import Context, Merge, Monitor, Need, Observer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,22 @@ class LinearNorms(Monitor):
 
     X and Y are those of the last training forward of the step, gradients are summed up over all its backward passes
     (√Σ‖·‖²; mean over all tokens). Linears are seen where they are called as modules with one positional input,
-    also compiled and under activation checkpointing; `nn.MultiheadAttention` calls none. In a model without
-    ModuleLists all linears are taken. Cost on logged steps: one pass over X, Y and their gradients in fp32, one more
-    over the gradient at a shared X, and one number a token is kept; on other steps nothing.
+    also compiled and under activation checkpointing; `nn.MultiheadAttention` calls none, and of a linear that tensor
+    parallelism cuts the weight alone is read. In a model without ModuleLists all linears are taken. Cost on logged
+    steps: one pass over X, Y and their gradients in fp32, one more over the gradient at a shared X, and one number a
+    token is kept; on other steps nothing.
     """
 
     needs = frozenset({Need.ACTIVATIONS, Need.GRADIENTS})
+    merges: ClassVar = {
+        "weight": Merge.ROOT_MEAN_SQUARE,
+        "input": Merge.NORM,
+        "output": Merge.NORM,
+        "grad_input": Merge.GRADIENT_NORM,
+        "grad_output": Merge.GRADIENT_NORM,
+        "grad_input_token": Merge.GRADIENT_MEAN,
+        "grad_output_token": Merge.GRADIENT_MEAN,
+    }
 
     def attach(self, context: Context) -> Observer:
         """Hooks on every linear."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
+from foreshock.core.contracts import Context, Merge, Monitor, Need, Observer, StepInfo
 from foreshock.monitors._paths import parameter_path
 
 if TYPE_CHECKING:
@@ -27,10 +28,14 @@ class Norms(Monitor):
 
     And `norms/grad_norm`, the global L2 norm before clipping, and `norms/clip_factor`, what clipping multiplied
     the gradients by. Updates are absent for optimizers whose state is not understood. They are the optimizer's own,
-    before an intervention on updates such as `adam_atan2` or `update_clipping` changes them.
+    before an intervention on updates such as `adam_atan2` or `update_clipping` changes them. Of parameters cut over
+    ranks each rank reads its part; quantised ones, and gradients that still wait to be summed over ranks, are left out.
     """
 
     needs = frozenset({Need.GRADIENTS, Need.OPTIMIZER})
+    merges: ClassVar = dict.fromkeys(
+        ("gradient", "parameter", "unscaled_update", "update", "grad_norm"), Merge.ROOT_MEAN_SQUARE
+    )
 
     def attach(self, context: Context) -> Observer:
         """Reads parameters, gradients and optimizer state: no hook."""
@@ -53,36 +58,41 @@ class _NormsObserver(Observer):
         self._gradients = _rows("gradient", pairs)
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        parameters = _rows("parameter", [(path, parameter.detach()) for parameter, path in self._paths.items()])
+        from foreshock.probes.shards import is_distributed
+
+        parameters = _rows("parameter", [(path, parameter) for parameter, path in self._paths.items()])
         rows: dict[str, Tensor | float] = {**self._gradients, **parameters, **self._updates()}
-        if info.grad_norm is not None:
-            rows["norms/grad_norm"] = info.grad_norm
-        if info.clip_factor is not None:
-            rows["norms/clip_factor"] = info.clip_factor
+        for name, value in (("grad_norm", info.grad_norm), ("clip_factor", info.clip_factor)):
+            # A DTensor is the term of this rank, which would have to be summed up first.
+            if value is not None and not is_distributed(value):
+                rows[f"norms/{name}"] = value
         return rows
 
     def _updates(self) -> dict[str, Tensor]:
         from foreshock.probes.moments import grouped_rms, l2_norms, unscaled_updates
+        from foreshock.probes.shards import readable, shards
 
         if self._optimizer is None:
             return {}
         paths, sizes, unscaled, scaled = [], [], [], []
         for parameter, group, update in unscaled_updates(self._optimizer):
-            if parameter in self._paths:
+            if parameter in self._paths and readable(parameter):
                 (norm,) = l2_norms([update])
+                norm = norm * math.sqrt(cut) if (cut := shards(parameter)) > 1 else norm
                 paths.append(self._paths[parameter])
-                sizes.append(update.numel())
+                sizes.append(parameter.numel())
                 unscaled.append(norm)
                 scaled.append(group["lr"] * norm)
         found = {f"norms/unscaled_update/{k}": v for k, v in grouped_rms(paths, unscaled, sizes).items()}
         return found | {f"norms/update/{k}": v for k, v in grouped_rms(paths, scaled, sizes).items()}
 
 
-def _rows(quantity: str, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def _rows(quantity: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """One row for each path: the root mean square over all its tensors."""
     from foreshock.probes.moments import grouped_rms, l2_norms
+    from foreshock.probes.shards import readable
 
-    paths = [path for path, _ in tensors]
-    sizes = [tensor.numel() for _, tensor in tensors]
-    found = grouped_rms(paths, l2_norms([tensor for _, tensor in tensors]), sizes)
+    read = [(path, tensor) for path, tensor in tensors if readable(tensor)]
+    norms = l2_norms([tensor for _, tensor in read])
+    found = grouped_rms([path for path, _ in read], norms, [tensor.numel() for _, tensor in read])
     return {f"norms/{quantity}/{path}": value for path, value in found.items()}

@@ -20,7 +20,8 @@ class OutputLogits(Monitor):
     """Output logits of the training batch, over all positions and the whole vocabulary.
 
     Rows: `output_logits/mean`, `/min`, `/max`; `/log_z` and `/log_z_squared`, the means over positions of ln Z and
-    (ln Z)², with Z = Σ_v exp(logit_v) the partition function of the output softmax.
+    (ln Z)², with Z = Σ_v exp(logit_v) the partition function of the output softmax. Logits of any shape whose last
+    dimension is the vocabulary, or the classes; no rows where there are none, or where it is cut over ranks.
     """
 
     needs = frozenset({Need.LOGITS})
@@ -33,8 +34,12 @@ class OutputLogits(Monitor):
 class _OutputObserver(Observer):
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
         from foreshock.probes.precision import accurate_dtype
+        from foreshock.probes.shards import is_distributed, readable
 
-        logits_NV = info.logits_BTV.detach().flatten(0, -2)
+        logits = info.logits_BTV
+        if logits is None or not logits.dim() or is_distributed(logits) or not readable(logits):
+            return {}
+        logits_NV = logits.detach().reshape(-1, logits.shape[-1])
         log_z_N = _log_z(logits_NV)
         return {
             "output_logits/mean": logits_NV.mean(dtype=accurate_dtype(logits_NV)),

@@ -30,7 +30,7 @@ class QkCosine(Monitor):
     needs = frozenset({Need.ATTENTION})
 
     def attach(self, context: Context) -> Observer:
-        """Hooks on every AttentionCore of the model."""
+        """Taps on every attention of the model, by whichever seam it is reached."""
         from foreshock.probes.attention import observe_attention
 
         return observe_attention(context.model, "qk_cosine", _cosines)
@@ -39,11 +39,11 @@ class QkCosine(Monitor):
 def _cosines(call: AttentionCall) -> dict[str, Tensor]:
     import torch
 
-    from foreshock.probes.attention import largest_logits
+    from foreshock.probes.attention import keys_per_query_head, largest_logits
 
     with torch.no_grad(), torch.autocast(call.q_BHTK.device.type, enabled=False):
         # Between unit vectors the cosine is the attention logit at scale 1.
-        unit = replace(call, q_BHTK=_unit(call.q_BHTK), k_BHSK=_unit(call.k_BHSK), scale=1.0)
+        unit = replace(call, q_BHTK=_unit(call.q_BHTK), k_BHSK=_unit(keys_per_query_head(call)), scale=1.0)
         max_H = largest_logits(unit)
         seen_BHTK, pairs_H = _seen(unit)
         sum_H = (unit.q_BHTK * seen_BHTK).sum((0, 2, 3))
@@ -68,8 +68,8 @@ def _seen(call: AttentionCall) -> tuple[Tensor, Tensor]:
         return may.to(k_BHSK.dtype) @ k_BHSK, may.expand(B, H, T, S).sum((0, 2, 3))
     if not call.causal:
         return k_BHSK.sum(-2, keepdim=True), k_BHSK.new_full((H,), B * T * S)
-    last_T = torch.arange(T, device=k_BHSK.device).clamp(max=S - 1)
-    pairs = B * sum(min(t + 1, S) for t in range(T))
+    last_T = torch.arange(call.first_query, call.first_query + T, device=k_BHSK.device).clamp(max=S - 1)
+    pairs = B * sum(min(call.first_query + t + 1, S) for t in range(T))
     return k_BHSK.cumsum(-2)[:, :, last_T], k_BHSK.new_full((H,), pairs)
 
 

@@ -43,8 +43,10 @@ class _ThroughputObserver(Observer):
     def read(self, info: StepInfo) -> Mapping[str, float]:
         if info.seconds <= 0:
             return {}
-        tokens_per_s = self._tokens / info.seconds
-        rows = {"throughput/step_s": info.seconds, "throughput/tokens_per_s": tokens_per_s}
+        rows = {"throughput/step_s": info.seconds}
+        if not self._tokens:  # a watched loop does not tell
+            return rows
+        rows["throughput/tokens_per_s"] = tokens_per_s = self._tokens / info.seconds
         if self._peak and self._flops_per_token:
             rows["throughput/mfu"] = self._flops_per_token * info.flops_share * tokens_per_s / self._peak
         return rows

@@ -28,6 +28,7 @@ class Taps(Generic[Seen]):
         self, modules: Mapping[str, nn.Module], see: Callable[[Any], Seen], *, at: Literal["input", "output"] = "output"
     ) -> None:
         self.listening = False
+        self._failure: Exception | None = None
         self._see = see
         self._slots: dict[str, _Slot[Seen]] = {path: _Slot() for path in modules}
         self._handles = [self._hook(module, self._slots[path], at) for path, module in modules.items()]
@@ -35,7 +36,8 @@ class Taps(Generic[Seen]):
     def listen(self) -> None:
         """Forget what was seen and listen until `take`."""
         for slot in self._slots.values():
-            slot.seen = None
+            slot.seen, slot.fired = None, False
+        self._failure = None
         self.listening = True
 
     def take(self) -> dict[str, Seen]:
@@ -43,10 +45,13 @@ class Taps(Generic[Seen]):
 
         Raises:
             UserError: there are hooks and none fired, as happens when the model was compiled before them.
+            Exception: what `see` raised inside a forward pass, which it was kept from.
         """
         self.listening = False
+        if self._failure is not None:
+            raise self._failure
         seen = {path: slot.seen for path, slot in self._slots.items() if slot.seen is not None}
-        if self._slots and not seen:
+        if self._slots and not any(slot.fired for slot in self._slots.values()):
             raise UserError(
                 "no forward hook fired: the model was compiled, or replaced, before the monitors were attached; "
                 "attach them before the first compiled call"
@@ -66,13 +71,19 @@ class Taps(Generic[Seen]):
     def _hook(
         self, module: nn.Module, slot: "_Slot[Seen]", at: Literal["input", "output"]
     ) -> torch.utils.hooks.RemovableHandle:
-        def before(_module: nn.Module, inputs: Any) -> None:
+        def see(given: Any) -> None:
             if self.listening and torch.is_grad_enabled():
-                slot.seen = self._see(inputs)
+                slot.fired = True
+                try:
+                    slot.seen = self._see(given)
+                except Exception as error:
+                    self._failure = error
+
+        def before(_module: nn.Module, inputs: Any) -> None:
+            see(inputs)
 
         def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self.listening and torch.is_grad_enabled():
-                slot.seen = self._see(output)
+            see(output)
 
         return module.register_forward_pre_hook(before) if at == "input" else module.register_forward_hook(after)
 
@@ -81,19 +92,35 @@ class _Slot(Generic[Seen]):
     """A place of its own for each hook: compiled code may write an attribute without guarding on its value."""
 
     seen: Seen | None = None
+    fired = False
 
 
 def tap_outputs(modules: Mapping[str, nn.Module], reduce: Callable[[Tensor], Tensor], name: str) -> Observer:
     """An observer with one row `name/<path>` for each module: `reduce` of its output, a short tensor.
 
-    Of an output that is a tuple the first member is taken.
+    Of an output that is a tuple, a list or a mapping the first tensor of real numbers is taken; a module that gives
+    none has no row.
     """
 
-    def see(output: Any) -> Tensor:
-        first: Tensor = output[0] if isinstance(output, tuple) else output
-        return reduce(first.detach())
+    def see(output: Any) -> Tensor | None:
+        tensor = first_tensor(output)
+        return None if tensor is None else reduce(tensor.detach())
 
-    return TapsObserver(Taps(modules, see), lambda seen: {f"{name}/{path}": value for path, value in seen.items()})
+    return TapsObserver(
+        Taps(modules, see), lambda seen: {f"{name}/{path}": value for path, value in seen.items() if value is not None}
+    )
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor of real numbers in a module's output: in a tuple, a list, a mapping, or alone.
+
+    >>> first_tensor(({"mask": torch.ones(2, dtype=torch.bool), "hidden": torch.zeros(1)}, None))
+    tensor([0.])
+    """
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    members = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return next((found for member in members if (found := first_tensor(member)) is not None), None)
 
 
 class Tapping(Protocol[Seen]):
@@ -132,6 +159,11 @@ class TapsObserver(Observer, Generic[Seen]):
             self.gradients(info)
         return self._found or {}
 
+    def captured(self) -> Mapping[str, str]:
+        """How each module was captured, where the taps tell."""
+        captures = getattr(self._taps, "captures", dict)
+        return {path: str(capture) for path, capture in captures().items()}
+
     def close(self) -> None:
         """Remove every hook."""
         self._taps.close()
@@ -140,22 +172,33 @@ class TapsObserver(Observer, Generic[Seen]):
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a model by path: the members of the ModuleList with most parameters, outermost on a tie.
 
-    Empty if the model has no ModuleList.
+    In a model without one, those of the largest `nn.Sequential` of at least two members of one class that are no
+    layers of torch's own. Empty if there is none either, or if its members are mere lists, which are never called.
 
     >>> list(blocks_of(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})))
     ['layers.0', 'layers.1']
     """
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists: list[tuple[str, nn.Module]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    ]
+    lists = lists or [(name, module) for name, module in model.named_modules() if _is_stack(module)]
     if not lists:
         return {}
     name, blocks = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-    return {path(f"{name}.{i}".lstrip(".")): block for i, block in enumerate(blocks)}
+    members = {path(f"{name}.{key}".lstrip(".")): block for key, block in blocks.named_children()}
+    return {} if any(isinstance(block, nn.ModuleList) for block in members.values()) else members
+
+
+def _is_stack(module: nn.Module) -> bool:
+    kinds = [type(member) for member in module.children()]
+    own = kinds[1:] and not kinds[0].__module__.startswith("torch.nn.")
+    return isinstance(module, nn.Sequential) and bool(own) and len(set(kinds)) == 1
 
 
 def path(name: str) -> str:
-    """A module or parameter name as the user wrote it, without the marks that torch.compile puts in.
+    """A module or parameter name as the user wrote it, without the marks that wrappers of torch's put in.
 
-    >>> path("_orig_mod.blocks.0._orig_mod.attn")
-    'blocks.0.attn'
+    >>> path("_orig_mod.blocks.0._orig_mod.attn"), path("h.1._checkpoint_wrapped_module.attn")
+    ('blocks.0.attn', 'h.1.attn')
     """
-    return name.replace("_orig_mod.", "")
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")

@@ -14,6 +14,7 @@ from foreshock.core.errors import UserError
 from foreshock.probes.hooks import Taps, path
 from foreshock.probes.moments import l2_norms
 from foreshock.probes.precision import accurate_dtype
+from foreshock.probes.shards import is_distributed, readable
 from foreshock.probes.tees import gather, tee, token_norms
 
 FUSED: Mapping[str, tuple[frozenset[str], ...]] = {
@@ -60,11 +61,13 @@ class LinearTaps:
     """Taps on linears, free until somebody listens; attached once and for good, as `hooks.Taps` are.
 
     What was seen is that of the last training forward that was listened to; gradients are those of all backward
-    passes. Calls with one positional input are seen, and passes without gradients are not.
+    passes. Calls with one positional input are seen, and passes without gradients are not. Of a linear that computes
+    with a tensor cut over ranks (a DTensor, under tensor parallelism) only the weight is seen.
     """
 
     def __init__(self, linears: Mapping[str, nn.Module], fused: Mapping[str, Sequence[str]]) -> None:
         self.listening = False
+        self._failure: Exception | None = None
         self._taps = {name: _Tap(linear) for name, linear in linears.items()}
         self._fused = {name: _Fused([self._taps[member] for member in members]) for name, members in fused.items()}
         # To read a parametrized weight may change its state: its norm is taken where the run itself reads it.
@@ -77,6 +80,7 @@ class LinearTaps:
         """Forget what was seen and listen until `take`."""
         for flow in (*self._taps.values(), *self._fused.values()):
             flow.start()
+        self._failure = None
         self._computed.listen()
         self.listening = True
 
@@ -90,16 +94,19 @@ class LinearTaps:
 
         Raises:
             UserError: no linear was seen, as happens when the model was compiled before the taps were attached.
+            Exception: what went wrong in a hook, which does not reach the forward pass.
         """
         self.listening = False
-        ran = {name: tap for name, tap in self._taps.items() if tap.input_N is not None}
+        if self._failure is not None:
+            raise self._failure
+        ran = {name: tap for name, tap in self._taps.items() if tap.ran}
         if self._taps and not ran:
             raise UserError(
                 "no linear was seen running: the model was compiled, or replaced, before the monitors were attached; "
                 "attach them before the first compiled call"
             )
-        plain = self._plain.values()
-        for tap, norm in zip(plain, l2_norms([tap.linear.weight.detach() for tap in plain]), strict=True):
+        plain = [tap for tap in self._plain.values() if readable(tap.linear.weight)]
+        for tap, norm in zip(plain, l2_norms([tap.linear.weight for tap in plain]), strict=True):
             tap.weight = norm
         for name, norm in self._computed.take().items():
             self._taps[name].weight = norm
@@ -122,13 +129,27 @@ class LinearTaps:
             flow.clear()
 
     def _hook(self, tap: "_Tap") -> tuple[Any, Any]:
+        def seen(inputs: Any) -> bool:
+            return self.listening and self._failure is None and torch.is_grad_enabled() and bool(inputs)
+
         def before(_module: nn.Module, inputs: Any) -> Any:
-            if self.listening and torch.is_grad_enabled() and inputs:
-                return (tap.enter(inputs[0]), *inputs[1:])
-            return None
+            if not seen(inputs):
+                return None
+            tap.ran = True
+            try:
+                return None if is_distributed(inputs[0]) else (tap.enter(inputs[0]), *inputs[1:])
+            except Exception as error:  # training goes on, and `take` tells
+                self._failure = error
+                return None
 
         def after(_module: nn.Module, inputs: Any, output: Any) -> Any:
-            return tap.leave(output) if self.listening and torch.is_grad_enabled() and inputs else None
+            if not seen(inputs) or is_distributed(inputs[0]):
+                return None
+            try:
+                return tap.leave(output)
+            except Exception as error:
+                self._failure = error
+                return None
 
         return tap.linear.register_forward_pre_hook(before), tap.linear.register_forward_hook(after)
 
@@ -136,6 +157,8 @@ class LinearTaps:
 class _Flow:
     """What is seen of one linear, or of several that count as one."""
 
+    ran = False
+    """Whether it was called."""
     weight: Tensor | None = None
     """Frobenius norm of the weight in force, 0-d."""
     input_N: Tensor | None = None
@@ -153,13 +176,14 @@ class _Flow:
     def start(self) -> None:
         """Forget what was seen; new leaves."""
         self.clear()  # and leaves on the device of now: a model may move after it was tapped
-        dtype = accurate_dtype(self._like)
+        dtype = accurate_dtype(self._like) if readable(self._like) else torch.float32
         self.grad_input, self.grad_output = (
             torch.zeros(3, dtype=dtype, device=self._like.device, requires_grad=True) for _ in range(2)
         )
 
     def clear(self) -> None:
         """Forget the last pass."""
+        self.ran = False
         self.weight = self.input_N = self.output_N = None
 
     def sizes(self) -> dict[str, Tensor]:
@@ -258,7 +282,7 @@ class _Fused(_Flow):
 
 
 def _norm(weight: Tensor) -> Tensor:
-    return l2_norms([weight.detach()])[0]
+    return l2_norms([weight])[0]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from foreshock.probes.precision import accurate, accurate_dtype
+from foreshock.probes.shards import held, is_distributed, readable, shards
 
 
 def unscaled_update(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
@@ -17,7 +18,8 @@ def unscaled_update(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
 
     Adam and AdamW: `(m / (1 - β1ᵗ)) / (√(v / (1 - β2ᵗ)) + ε)`. SGD: the momentum buffer (with Nesterov
     `g + μ·buffer`), or the gradient where there is no momentum. Decoupled decay is no part of it. An optimizer
-    is known by the keys of its groups and state, so subclasses and fused versions are read as well.
+    is known by the keys of its groups and state, so subclasses and fused versions are read as well. Of a parameter
+    that is cut over ranks it is the part held here.
     """
     for group in optimizer.param_groups:
         if any(member is parameter for member in group["params"]):
@@ -39,30 +41,52 @@ def _updates(
     states = adam_states(optimizer, group, parameters)
     if states:
         yield from _adam_updates(states, group)
-    elif {"momentum", "dampening", "nesterov"} <= group.keys():
+    elif is_sgd(group):
         for parameter in parameters:
             update = _sgd_update(parameter, group, optimizer.state.get(parameter, {}))
-            if update is not None:
-                yield parameter, update
+            if update is not None and readable(update):
+                yield parameter, _local(update)
 
 
 @torch.no_grad()
 def _adam_updates(
     states: Mapping[Tensor, Mapping[str, Any]], group: Mapping[str, Any]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    moments = zip(adam_means(states.values(), group), adam_roots(states.values(), group), strict=True)
+    held_here = [local_state(state) for state in states.values()]
+    moments = zip(adam_means(held_here, group), adam_roots(held_here, group), strict=True)
     for parameter, (mean, root) in zip(states, moments, strict=True):
         yield parameter, mean.div_(root.add_(group["eps"]))
+
+
+def is_adam(group: Mapping[str, Any]) -> bool:
+    """Whether a parameter group is one of torch's Adam or AdamW, by its keys."""
+    # "amsgrad" tells them from RAdam and NAdam, whose moments are combined in another way.
+    return group.keys() >= {"betas", "eps", "amsgrad"}
+
+
+def is_sgd(group: Mapping[str, Any]) -> bool:
+    """Whether a parameter group is one of torch's SGD, by its keys."""
+    return group.keys() >= {"momentum", "dampening", "nesterov"}
 
 
 def adam_states(
     optimizer: Optimizer, group: Mapping[str, Any], parameters: Iterable[Tensor]
 ) -> dict[Tensor, Mapping[str, Any]]:
     """State of those among a group's parameters that torch's Adam or AdamW has stepped; empty for other optimizers."""
-    # "amsgrad" tells them from RAdam and NAdam, whose moments are combined in another way.
-    if not {"betas", "eps", "amsgrad"} <= group.keys():
+    if not is_adam(group):
         return {}
     return {p: state for p in parameters if "exp_avg_sq" in (state := optimizer.state.get(p, {}))}
+
+
+def local_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Optimizer state of one parameter, as far as it is held here; itself where nothing is cut over ranks."""
+    if not any(isinstance(value, Tensor) and is_distributed(value) for value in state.values()):
+        return state
+    return {name: _local(value) if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return held(tensor) if is_distributed(tensor) else tensor
 
 
 def adam_means(states: Collection[Mapping[str, Any]], group: Mapping[str, Any]) -> Iterator[Tensor]:
@@ -109,10 +133,26 @@ def rms(tensor: Tensor) -> Tensor:
 
 
 def l2_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The L2 norm of each tensor, 0-d each, in one batched call and at least fp32."""
+    """The L2 norm of each tensor, 0-d each, in one batched call and at least fp32.
+
+    Of a tensor that is cut over ranks it is √shards · ‖part held here‖, without communication: the root mean square of
+    that over all ranks is the norm of the whole.
+    """
     if not tensors:
         return []
-    return list(torch._foreach_norm(list(tensors), dtype=accurate_dtype(*tensors)))
+    parts = [held(tensor) for tensor in tensors]
+    norms = list(torch._foreach_norm(parts, dtype=accurate_dtype(*parts)))
+    cuts = [shards(tensor) for tensor in tensors]
+    return [norm * math.sqrt(cut) if cut > 1 else norm for norm, cut in zip(norms, cuts, strict=True)]
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor | None:
+    """The L2 norm of all tensors together, 0-d, of those that can be read; None if there are none.
+
+    Over ranks it is merged as `l2_norms` are, by the root mean square.
+    """
+    norms = l2_norms([tensor for tensor in tensors if readable(tensor)])
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])) if norms else None
 
 
 def grouped_rms(keys: Sequence[str], norms: Sequence[Tensor], sizes: Sequence[int]) -> dict[str, Tensor]:

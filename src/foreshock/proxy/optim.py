@@ -12,21 +12,22 @@ from foreshock.core.model_config import Roles
 from foreshock.core.run_config import OptimConfig
 from foreshock.proxy.optimizers.lion import Lion
 from foreshock.proxy.optimizers.muon import MuonWithAdamW
-from foreshock.proxy.parametrization import LINEAR_ROLES, role_of, rules
+from foreshock.proxy.parametrization import block_matrices, rules
 
 Group = dict[str, Any]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, roles: Roles) -> Optimizer:
-    """The optimizer, one parameter group for each pair of LR and decay multipliers.
+    """The optimizer, one parameter group for each pair of LR and decay multipliers: one in all but the proxy.
 
     Decoupled decay subtracts lr_t · wd · θ. Independent decay s_t · λ · θ (2309.14322 sec. 2.1) is therefore
     wd = λ / η with η the group's peak learning rate; coupled decay is wd = λ. All but `adam` decay so, `sgd` before
     its step; `adam` adds λ · θ to the gradient. A group's key `independent_decay` tells which of the two it is.
     """
     members: dict[tuple[bool, float, float], list[Tensor]] = defaultdict(list)
-    for name, parameter, rule in rules(model, roles):
-        for_muon = config.name == "muon" and role_of(name) in LINEAR_ROLES and parameter.dim() == 2
+    matrices = set(block_matrices(model)) if config.name == "muon" else set()
+    for _, parameter, rule in rules(model, roles):
+        for_muon = parameter in matrices and parameter.dim() == 2
         members[for_muon, rule.lr_multiplier, rule.decay_multiplier].append(parameter)
     groups: list[Group] = []
     for (for_muon, lr_multiplier, decay_multiplier), parameters in members.items():

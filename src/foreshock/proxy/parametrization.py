@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from foreshock.core.errors import ConfigError
 from foreshock.core.model_config import RoleMultipliers, Roles
+from foreshock.probes.linears import linears_of
+from foreshock.proxy.model import Proxy
 
 LINEAR_ROLES = frozenset({"q", "k", "v", "proj", "fc1", "gate", "fc2"})
 """Linears of a block: what N counts."""
@@ -76,9 +78,14 @@ def rule_of(role: str, fan_in: int, multipliers: RoleMultipliers) -> Rule:
 
 
 def rules(model: nn.Module, roles: Roles) -> Iterator[tuple[str, Tensor, Rule]]:
-    """Name, parameter and rule of every trainable parameter of a proxy; fan_in is the last dimension."""
+    """Name, parameter and rule of every trainable parameter; fan_in is the last dimension.
+
+    Those of a model that is not the proxy have no roles: they start as they are, with multipliers of 1.
+    """
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not isinstance(model, Proxy):
+            yield name, parameter, Rule(init="own", scale=1.0)
+        elif parameter.requires_grad:
             role = role_of(name)
             fan_in = parameter.shape[-1] if parameter.dim() else 1
             yield name, parameter, rule_of(role, fan_in, getattr(roles, role))
@@ -105,9 +112,17 @@ def stream_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8]) >> 1
 
 
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices of the blocks' linears: by role in the proxy, those of `linears_of` in any other model."""
+    if isinstance(model, Proxy):
+        return [p for name, p in model.named_parameters() if role_of(name) in LINEAR_ROLES]
+    found = [p for linear in linears_of(model).values() for p in linear.parameters() if p.dim() >= 2]
+    return list(dict.fromkeys(found))
+
+
 def block_parameters(model: nn.Module) -> int:
-    """N: parameters of the blocks' linears; 12 · depth · width² for the default block."""
-    return sum(p.numel() for name, p in model.named_parameters() if role_of(name) in LINEAR_ROLES)
+    """N: entries of the blocks' matrices; 12 · depth · width² for the default block."""
+    return sum(p.numel() for p in block_matrices(model))
 
 
 def flops_per_token(n: int, head: int, depth: int, width: int, seq_len: int) -> float:

@@ -1,7 +1,7 @@
 """The report: one HTML file that holds everything it needs and opens without a network."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from foreshock.core.run_folder import FINISHED
 from foreshock.report import facts, theme
 from foreshock.report.charts.arms import first_arms
 from foreshock.report.charts.panels import arms_of
-from foreshock.report.figures import SECTIONS, Material, check_formats, spec_of, write_figures
+from foreshock.report.figures import SECTIONS, Material, Section, check_formats, spec_of, write_figures
 from foreshock.report.prepare import prepare_runs, prepare_sensitivity, read_events, short_count
 from foreshock.report.run_table import run_table
 from foreshock.report.vega import libraries
@@ -108,9 +108,9 @@ def render(material: Material, found: Sequence[str], folders: Sequence[Path]) ->
                 for f in section.figures
             ],
         }
-        for section in SECTIONS
+        for section in _sections(material.runs, {name for name, spec in specs.items() if spec is not None})
     ]
-    contents = [("findings", "Findings"), *((s.anchor, s.title) for s in SECTIONS), *_TEXT_SECTIONS]
+    contents = [("findings", "Findings"), *((s["anchor"], s["title"]) for s in sections), *_TEXT_SECTIONS]
     return template("page.html.j2").render(
         title=" against ".join(dict.fromkeys(folder.resolve().name for folder in folders)),
         folders=", ".join(str(folder) for folder in folders),
@@ -123,6 +123,14 @@ def render(material: Material, found: Sequence[str], folders: Sequence[Path]) ->
         vega=Markup(libraries()),  # trusted: their own code
         **_facts(material.runs, find_runs(folders)),
     )
+
+
+def _sections(runs: pl.DataFrame, drawn: Collection[str]) -> list[Section]:
+    """The sections of the page; of watched trainings alone those that show something, curves first."""
+    if not runs["tokens"].is_null().all():  # a watched training does not tell of tokens
+        return list(SECTIONS)
+    shown = [section for section in SECTIONS if any(figure.name in drawn for figure in section.figures)]
+    return sorted(shown, key=lambda section: section.anchor != "training-curves")
 
 
 def embedded(specs: dict[str, dict[str, Any]]) -> Markup:

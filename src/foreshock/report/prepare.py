@@ -19,7 +19,8 @@ def prepare_runs(runs: pl.DataFrame) -> pl.DataFrame:
     """The runs in the order of the page (base arm first), with the columns `shape`, `size` and `mark`."""
     not_finite = pl.col("loss_final").is_not_null() & ~pl.col("loss_final").is_finite()
     mark = pl.when(not_finite).then(pl.lit("not finite")).otherwise(pl.col("outcome").fill_null("undecided"))
-    prepared = runs.with_columns(shape=pl.format("{}×{}", "width", "depth"), size=size_label(), mark=mark)
+    shape = pl.format("{}×{}", "width", "depth").fill_null("–")
+    prepared = runs.with_columns(shape=shape, size=size_label(), mark=mark)
     return prepared.sort(*_ORDER, "lr", "seed")
 
 
@@ -61,7 +62,8 @@ def _short(value: Any) -> str:
 def size_label() -> pl.Expr:
     """Width × depth and, where it is known, N: such as `64×3 (147k)`."""
     count = pl.col("params").map_elements(short_count, return_dtype=pl.String)
-    return pl.format("{}×{}{}", "width", "depth", pl.format(" ({})", count).fill_null(""))
+    shape = pl.coalesce(pl.format("{}×{}", "width", "depth"), pl.lit("size not known"))
+    return pl.format("{}{}", shape, pl.format(" ({})", count).fill_null(""))
 
 
 def short_count(count: float) -> str:

@@ -10,6 +10,7 @@ from foreshock.core import plugins
 from foreshock.core.arms import AXES, Arm
 from foreshock.core.config import canonical_json, field_types, parse_value, replace_at, split_outside, to_json
 from foreshock.core.errors import ConfigError, RunFolderError, require
+from foreshock.core.own_model import is_setting
 from foreshock.core.run_config import RunConfig, bits_of, resolve
 from foreshock.study.estimate import rough_seconds
 
@@ -90,8 +91,10 @@ def parse_sizes(texts: Iterable[str]) -> tuple[Size, ...]:
     return tuple(size for text in texts for size in LADDERS.get(text) or (Size.parse(text),))
 
 
-def parse_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
+def parse_arms(texts: Iterable[str], base: RunConfig | None = None) -> tuple[Arm, ...]:
     """Arms as on the command line; `all` stands for the base recipe and every intervention at its defaults.
+
+    Where the model of a base recipe is the user's own, `all` leaves out what is a setting of the proxy.
 
     >>> [str(arm) for arm in parse_arms(["none", "qk_norm+z_loss"])]
     ['none', 'qk_norm+z_loss']
@@ -99,8 +102,27 @@ def parse_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
     arms: list[Arm] = []
     for text in texts:
         every = ["none", *plugins.names("interventions")] if text.strip() == "all" else [text]
-        arms += [arm for arm in map(Arm.parse, every) if arm not in arms]
+        meant = reachable(map(Arm.parse, every), base or RunConfig()) if len(every) > 1 else map(Arm.parse, every)
+        arms += [arm for arm in meant if arm not in arms]
     return tuple(arms)
+
+
+def reachable(arms: Iterable[Arm], base: RunConfig) -> tuple[Arm, ...]:
+    """Those arms, which nobody named, that reach the model of a base recipe: all of them, unless it is the user's own.
+
+    What is a setting of the proxy is left out, also where it may reach other models: theirs may be out of reach.
+    """
+
+    def reaches(arm: Arm) -> bool:
+        if any(is_setting(plugins.declaration("interventions", spec.name)) for spec in arm.interventions):
+            return False
+        try:
+            arm.apply(base)
+        except ConfigError:
+            return False
+        return True
+
+    return tuple(arm for arm in arms if base.model.build is None or reaches(arm))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from foreshock.study import machine
 from foreshock.study.estimate import Estimate, estimate, measure
 from foreshock.study.folder import Run, SingleFolder, StudyFolder
 from foreshock.study.grid import Study, expand, shape_of
+from foreshock.study.rehearsals import check_importable, rehearse
 
 DataProgress = Callable[[int, int], None]
 """Called with the bytes tokenized so far and in all, if the tokens are not in the cache yet."""
@@ -95,6 +96,8 @@ def plan_single(config: RunConfig, out: Path | str, data_progress: DataProgress 
     data_of = _prepare_all([config], data_progress)
     run = _run(config, data_of(config), config)
     folder.check_same(run)
+    if not folder.answers(run):
+        rehearse([config])
     return Plan(
         study=Study(name=run.label, base=config),
         folder=folder,
@@ -116,14 +119,16 @@ def _planned(
     base = resolve(study.base)
     data_of = _prepare_all(configs, data_progress)
     runs = tuple(_run(config, data_of(config), base) for config in configs)
+    rehearse(run.config for run in runs if not folder.answers(run))
     nothing = estimate([], workers, {})
     whole = Plan(study=study, folder=folder, workers=workers, runs=runs, finished=len(runs), expected=nothing)
     return part_of(whole, runs)
 
 
 def check_machine(configs: Sequence[RunConfig]) -> None:
-    """Raise a ConfigError if a config names an unknown task, or this machine cannot run it."""
+    """Raise a ConfigError if a config names an unknown task or model, or this machine cannot run it."""
     machine.check_torch()
+    check_importable(configs)
     known = [name for name in plugins.names("tasks") if name != "worker"]
     for task in {config.task for config in configs}:
         if task not in known:

@@ -109,10 +109,15 @@ def run_plan(
     """Run what is planned; returns when every run has ended or the study was stopped."""
     with ExitStack() as stack:
         if launcher is None:
-            launcher = stack.enter_context(on_this_machine(plan.workers, plan.study.base.runtime))
+            launcher = stack.enter_context(on_this_machine(plan.workers, plan.study.base.runtime, own_modules(plan)))
         plan.folder.open(plan.study, plan.runs)
         interrupts = stack.enter_context(Interrupts())
         return _Schedule(plan, launcher, on_progress).run(interrupts)
+
+
+def own_modules(plan: Plan) -> list[str]:
+    """The modules that build models of the user's own: what they import can take longer than a run, so once for all."""
+    return sorted({build.partition(":")[0] for run in plan.runs if (build := run.config.model.build) is not None})
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from foreshock.core.contracts import StepInfo
 from foreshock.core.run_folder import RunFolder, Status
-from foreshock.core.statistics import robust_summary
 from foreshock.proxy.data.batches import held_out_batches, train_batch
 from foreshock.proxy.data.prepare import TokenData
+from foreshock.proxy.family import evaluating, reseed
 from foreshock.training.checkpoint import pack, unpack
+from foreshock.training.clock import Clock
 from foreshock.training.loss import predict
 from foreshock.training.panel import Row, to_host
-from foreshock.training.setup import Training, training_flops
+from foreshock.training.setup import Training, head_parameters, training_flops
 from foreshock.training.step import train_step
 
 FINITE_CHECK = 10
@@ -47,34 +48,6 @@ class Progress:
     """Wall-clock seconds of the steps and evaluations so far, over all sittings."""
 
 
-@dataclass(kw_only=True)
-class Clock:
-    """Step times of one sitting."""
-
-    logged: list[float] = field(default_factory=list)
-    """Seconds of each logged step."""
-    unlogged: list[float] = field(default_factory=list)
-    """Seconds of each unlogged step."""
-    unread: list[float] = field(default_factory=list)
-    """Seconds of each step since the last reading."""
-
-    def read(self) -> float:
-        """Mean seconds a step since the last reading, checkpoints and evaluations left out; 0 at the first."""
-        mean = sum(self.unread) / len(self.unread) if self.unread else 0.0
-        self.unread.clear()
-        return mean
-
-    def add(self, seconds: float, *, logged: bool) -> None:
-        """Count one step."""
-        self.unread.append(seconds)
-        (self.logged if logged else self.unlogged).append(seconds)
-
-    def monitor_share(self, log_every: int) -> float:
-        """Extra time of logged steps as a share of all step time, from medians; nan without both kinds."""
-        plain, logged = robust_summary(self.unlogged).median, robust_summary(self.logged).median
-        return (logged - plain) / (log_every * plain)
-
-
 class Loop:
     """One run from where its folder stands to its end."""
 
@@ -89,7 +62,7 @@ class Loop:
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
         self.clock = Clock()
-        self.flops_per_token = training_flops(training.model, training.config)
+        self.flops_per_token = training_flops(training.model, training.config, training.output_module)
         self.last_heartbeat = 0.0
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Status:
@@ -127,6 +100,8 @@ class Loop:
         """One step and what is due after it; returns why the run must stop early, if it must."""
         logged = is_logged(step, self.train_config.steps, self.record.log_every)
         batch = train_batch(self.train_tokens, step, seed=self.train_config.seed, **self.shape)
+        if self.training.config.model.build is not None:  # its dropout must not depend on where the run was resumed
+            reseed(self.train_config.seed, f"step/{step}")
         started = time.perf_counter()
         info = train_step(self.training, step, torch.from_numpy(batch), logged=logged)
         for event, facts in info.events:
@@ -135,7 +110,7 @@ class Loop:
         self.progress.step, self.progress.summed_steps = step, self.progress.summed_steps + 1
         row: Row = {}
         if logged:
-            info.flops_share = self._flops_share(step - len(self.clock.unread), step)
+            info.flops_share = self._flops_share(step - self.clock.unread_steps, step)
             info.seconds = self.clock.read()
             row = self.training.panel.read(info, self._losses(info))
         self.clock.add(time.perf_counter() - started, logged=logged)
@@ -169,7 +144,7 @@ class Loop:
 
         Without a block the head is left, at 6 FLOPs a weight and token.
         """
-        head = 6 * self.training.model.head.weight.numel() / self.flops_per_token
+        head = 6 * head_parameters(self.training.output_module) / self.flops_per_token
         shares = [i.flops_share(step) for i in self.training.interventions.values()] if step else []
         return step * (1 - (1 - head) * (1 - math.prod(shares)))
 
@@ -230,7 +205,7 @@ def is_logged(step: int, steps: int, log_every: int) -> bool:
 
 def evaluate(training: Training, batches: list[np.ndarray]) -> float:
     """Mean cross-entropy in nats per token over the batches, without extra losses."""
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(training.model, training.config.train.seed):
         runtime = training.config.runtime
         losses = [predict(training.forward, torch.from_numpy(batch), runtime).loss for batch in batches]
         mean: Tensor = torch.stack(losses).double().mean()

@@ -1,47 +1,69 @@
 """The monitors of one run, read together: one packed copy to the host a logged step."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from foreshock.core.contracts import Observer, StepInfo
+from foreshock.core.errors import UserError
+from foreshock.probes.shards import is_distributed
+from foreshock.training.ranks import Ranks, pack
 
 Row = dict[str, float | list[float]]
 """Quantities of one logged step, by key."""
+
+Stopped = Callable[[str, Exception], None]
+"""Is told the name of an observer that was stopped, and why."""
+
+Result = TypeVar("Result")
 
 
 class Panel:
     """Passes the phases of a logged step to every observer and collects what they saw."""
 
-    def __init__(self, observers: Mapping[str, Observer]) -> None:
+    def __init__(
+        self, observers: Mapping[str, Observer], *, ranks: Ranks | None = None, stopped: Stopped | None = None
+    ) -> None:
+        """Take over observers.
+
+        Args:
+            observers: by name.
+            ranks: those that train together; `read` is then collective and gives each of them the row of all. Give
+                `stopped` too: an exception that leaves `read` on one rank keeps the others waiting.
+            stopped: what to call when an observer fails in a phase: it is closed and left out from then on, here, and
+                from the next `read` on all ranks. Without it exceptions are raised.
+        """
         self._observers = dict(observers)
+        self._ranks, self._stopped = ranks, stopped
         self._seconds = 0.0
 
     def begin(self) -> None:
         """A logged step starts."""
         self._seconds = 0.0
-        for observer in self._observers.values():
-            observer.begin()
+        self._each(lambda observer: observer.begin())
 
     def gradients(self, info: StepInfo) -> None:
         """Gradients are there, unscaled and not yet clipped."""
         start = time.perf_counter()
-        for observer in self._observers.values():
-            observer.gradients(info)
+        self._each(lambda observer: observer.gradients(info))
         self._seconds += time.perf_counter() - start
 
     def read(self, info: StepInfo, own: Mapping[str, Tensor] | None = None) -> Row:
         """Everything the observers saw, and the caller's own quantities in the same copy to the host.
 
-        `monitors/seconds` is the host time spent in the observers after the forward pass.
+        `monitors/seconds` is the host time spent in the observers after the forward pass, on this rank.
+        `monitors/own_rank`, only where it is not 0, is how many observers' rows are those of this rank alone, because
+        which rows there are differs between ranks.
         """
         start = time.perf_counter()
-        found: dict[str, Tensor | float] = dict(own or {})
-        for observer in self._observers.values():
-            found |= observer.read(info)
+        read = {"": _checked(own or {})} | self._each(lambda observer: _checked(observer.read(info)))
+        if self._ranks is None:
+            found = {key: value for rows in read.values() for key, value in rows.items()}
+        else:
+            found = self._merged(self._ranks, read)
         row = to_host(found)
         row["monitors/seconds"] = self._seconds + time.perf_counter() - start
         return row
@@ -57,8 +79,49 @@ class Panel:
 
     def close(self) -> None:
         """Remove every hook."""
-        for observer in self._observers.values():
-            observer.close()
+        self._each(lambda observer: observer.close())
+
+    def _merged(self, ranks: Ranks, read: Mapping[str, dict[str, Tensor | float]]) -> dict[str, Tensor | float]:
+        """The rows of all ranks; what stopped on another one stops here."""
+        merged = ranks.merge(read)
+        for name in merged.stopped & self._observers.keys():
+            self._stop(name, UserError(f"{name} is not recorded any more: it stopped on another rank"))
+        return merged.rows | ({"monitors/own_rank": len(merged.own)} if merged.own else {})
+
+    def _each(self, phase: Callable[[Observer], Result]) -> dict[str, Result]:
+        """What a phase gives for each observer; one that fails is stopped, if somebody is to be told."""
+        found: dict[str, Result] = {}
+        for name, observer in list(self._observers.items()):
+            try:
+                found[name] = phase(observer)
+            except Exception as error:
+                if self._stopped is None:
+                    raise
+                self._stop(name, error)
+        return found
+
+    def _stop(self, name: str, error: Exception) -> None:
+        with suppress(Exception):  # what failed before may fail to close as well
+            self._observers[name].close()
+        del self._observers[name]
+        if self._stopped is not None:
+            self._stopped(name, error)
+
+
+def _checked(rows: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
+    """Rows of numbers and of tensors that can be copied."""
+    return {key: _plain(key, value) if isinstance(value, Tensor) else float(value) for key, value in rows.items()}
+
+
+def _plain(key: str, value: Tensor) -> Tensor:
+    value = value.detach()
+    if is_distributed(value):
+        if not all(placement.is_replicate() for placement in value.placements):
+            raise UserError(f"{key} is cut over ranks; give the part that is held here, see probes.shards")
+        value = value.to_local()
+    if value.is_meta:
+        raise UserError(f"{key} is on the meta device and has no value; materialise the model before it is watched")
+    return value
 
 
 def to_host(found: Mapping[str, Tensor | float]) -> Row:
@@ -66,7 +129,9 @@ def to_host(found: Mapping[str, Tensor | float]) -> Row:
     tensors = {key: value.detach() for key, value in found.items() if isinstance(value, Tensor)}
     row: Row = {key: float(value) for key, value in found.items() if not isinstance(value, Tensor)}
     if tensors:
-        packed = torch.cat([tensor.reshape(-1).float() for tensor in tensors.values()]).tolist()
+        # Where parameters were moved off the accelerator, what it holds decides.
+        device = max((tensor.device for tensor in tensors.values()), key=lambda device: device.type != "cpu")
+        packed = pack(list(tensors.values()), device, Tensor.float).tolist()
         at = 0
         for key, tensor in tensors.items():
             row[key] = packed[at : at + tensor.numel()] if tensor.dim() else packed[at]

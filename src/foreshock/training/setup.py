@@ -11,6 +11,8 @@ from foreshock.core import plugins
 from foreshock.core.contracts import Context, Edit, Intervention, Monitor, Need
 from foreshock.core.errors import ConfigError
 from foreshock.core.run_config import RunConfig, edited
+from foreshock.interventions._find import find_output_module
+from foreshock.proxy.family import build_own
 from foreshock.proxy.model import Proxy
 from foreshock.proxy.optim import build_optimizer
 from foreshock.proxy.parametrization import block_parameters, flops_per_token, initialise
@@ -24,8 +26,10 @@ class Training:
 
     config: RunConfig
     """The run's config after every `edit_config`."""
-    model: Proxy
-    """The model."""
+    model: nn.Module
+    """The model: the proxy, or one of the user's own."""
+    output_module: nn.Module
+    """What makes its output logits."""
     parameters: tuple[nn.Parameter, ...]
     """What is trained, listed once: walking the modules every step costs a tiny proxy a per cent."""
     forward: Callable[[Tensor], Tensor]
@@ -59,16 +63,15 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
     check_runtime(config)
     config = edited(config)
     device = torch.device(config.runtime.device)
-    model = Proxy(config.model, vocab_size, config.data.seq_len)
-    initialise(model, config.model.roles, config.train.seed)
-    model.to(device)
+    model = build_model(config, vocab_size).to(device)
+    output_module = head_of(model, vocab_size)
     interventions: dict[str, Intervention] = {}
     context = Context(
         model=model,
-        output_module=model.head,
+        output_module=output_module,
         config=config,
         loss_fn=loss_function(interventions, config.runtime),
-        flops_per_token=training_flops(model, config),
+        flops_per_token=training_flops(model, config, output_module),
         tokens_per_step=config.data.batch_size * config.data.seq_len,
     )
     interventions |= {s.name: plugins.load("interventions", s).build(context) for s in config.interventions}
@@ -79,6 +82,7 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
     return Training(
         config=config,
         model=model,
+        output_module=output_module,
         parameters=tuple(p for p in model.parameters() if p.requires_grad),
         # A hook that is registered after compiling never fires, so the panel attaches first.
         panel=Panel({name: monitor.attach(context) for name, monitor in _monitors(config).items()}),
@@ -99,9 +103,36 @@ def _monitors(config: RunConfig) -> dict[str, Monitor]:
     return dict(sorted(monitors.items(), key=lambda item: Need.LOSS in item[1].needs))
 
 
-def training_flops(model: Proxy, config: RunConfig) -> float:
+def build_model(config: RunConfig, vocab_size: int) -> nn.Module:
+    """The initialised model of a run: the proxy, or what `model.build` makes.
+
+    Raises:
+        ConfigError: the user's own function gives no model that can be trained.
+    """
+    if config.model.build is not None:
+        return build_own(config.model, vocab_size, config.train.seed)
+    model = Proxy(config.model, vocab_size, config.data.seq_len)
+    initialise(model, config.model.roles, config.train.seed)
+    return model
+
+
+def head_of(model: nn.Module, vocab_size: int | None = None) -> nn.Module:
+    """What makes the output logits; the model itself where no linear of its own has an output for each of the ids."""
+    if isinstance(model, Proxy):
+        return model.head
+    found = find_output_module(model)
+    weight = getattr(found, "weight", None)
+    matrix = isinstance(weight, Tensor) and weight.dim() == 2 and vocab_size in (None, len(weight))
+    return found if matrix else model
+
+
+def head_parameters(output_module: nn.Module) -> int:
+    """Entries of the head's matrix; 0 where no module of its own makes the logits."""
+    weight = getattr(output_module, "weight", None)
+    return weight.numel() if isinstance(weight, Tensor) else 0
+
+
+def training_flops(model: nn.Module, config: RunConfig, output_module: nn.Module | None = None) -> float:
     """Training FLOPs a token of this model, by the convention of `flops_per_token`."""
-    shape = config.model
-    return flops_per_token(
-        block_parameters(model), model.head.weight.numel(), shape.depth, shape.width, config.data.seq_len
-    )
+    shape, head = config.model, head_parameters(head_of(model) if output_module is None else output_module)
+    return flops_per_token(block_parameters(model), head, shape.depth, shape.width, config.data.seq_len)

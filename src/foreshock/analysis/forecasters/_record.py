@@ -81,6 +81,24 @@ def readings(record: Record, key: str, window: Callable[[int], tuple[int, int]])
     return with_reason(runs.with_columns(left_out=reason, grid_ratio=pl.lit(None, dtype=pl.Float64)))
 
 
+def first_module(record: Record, quantity: str, pattern: str = "") -> str | None:
+    """The first module, in the order of the model, of models of the user's own that logged a quantity.
+
+    Args:
+        record: what to read from.
+        quantity: `group/quantity`.
+        pattern: what is in the path of the module, as a regular expression.
+
+    Returns:
+        Its path; None if there is none, or if the models are foreshock's proxies, whose paths are known.
+    """
+    own = [run_id for run_id in record.runs["run_id"] if record.configs[run_id].model.build is not None]
+    group, _, name = quantity.partition("/")
+    rows = record.metrics.filter(pl.col("run_id").is_in(own), group=group, quantity=name)
+    found = rows.filter(pl.col("module").str.contains(pattern)).select("module").head(1).collect()
+    return None if found.is_empty() else str(found.item())
+
+
 def _logged(metrics: pl.LazyFrame, key: str) -> pl.LazyFrame:
     """`run_id`, `at` and `value` of every row under a key."""
     return of_key(metrics, key).select("run_id", "value", at="step")

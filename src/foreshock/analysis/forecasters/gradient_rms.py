@@ -7,13 +7,16 @@ from typing import ClassVar, Literal
 import polars as pl
 
 from foreshock.analysis.forecasters._contract import Forecast, Forecaster
-from foreshock.analysis.forecasters._record import Record, readings
+from foreshock.analysis.forecasters._record import Record, first_module, readings
 
 LATE = 0.1
 """Share of the steps, at the end, over which the gradient is averaged; the paper takes 500 of 100,000."""
 MARGIN = 100.0
 """How many times smaller than the gradient an epsilon should be: where √v̂ is the RMS of the gradient, it then takes
 less than 1 % off the update."""
+
+MLP = r"(mlp|ffn|feed_?forward|intermediate|linear1|fc1|w1)\b.*\bweight$"
+"""What the name of a matrix of an MLP is told by, in a model of the user's own."""
 
 
 @dataclass(kw_only=True)
@@ -24,6 +27,8 @@ class GradientRms(Forecaster):
     layers stop learning; a smaller ε mends it. g is before clipping, the optimizer gets it after: clipping has made it
     smaller where the global norm was above `optim.clip_norm`. An RMS is that of the few largest entries, so that many
     entries are below ε well before it is.
+
+    In a model of your own the matrix is told by its name (`mlp`, `ffn`, `fc1`, …).
     """
 
     bad_side: ClassVar[Literal["above", "below"]] = "below"
@@ -38,6 +43,7 @@ class GradientRms(Forecaster):
 
     def measure(self, record: Record) -> pl.DataFrame:
         """The mean over the last tenth of the steps; a run that ended earlier has none."""
+        self.module = first_module(record, "norms/gradient", MLP) or self.module
         return readings(record, self.quantity, lambda steps: (math.floor((1 - LATE) * steps) + 1, steps))
 
     def thresholds(self, record: Record, table: pl.DataFrame) -> tuple[float, ...]:

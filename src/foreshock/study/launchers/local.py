@@ -83,9 +83,10 @@ class LocalLauncher:
         self.close()
 
 
-def on_this_machine(slots: int, runtime: RuntimeConfig) -> LocalLauncher:
-    """A launcher for runs that compute as `runtime` says, on the devices there are."""
-    return LocalLauncher(slots, devices=machine.cuda_devices() if runtime.device == "cuda" else ())
+def on_this_machine(slots: int, runtime: RuntimeConfig, preload: Sequence[str] = ()) -> LocalLauncher:
+    """A launcher for runs that compute as `runtime` says and import these modules too, on the devices there are."""
+    devices = machine.cuda_devices() if runtime.device == "cuda" else ()
+    return LocalLauncher(slots, devices=devices, preload=(*PRELOADED, *preload))
 
 
 def worker_environment() -> dict[str, str]:

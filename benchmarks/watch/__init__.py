@@ -1,0 +1,1 @@
+"""What watching costs, beside other tools that watch, where they are installed."""
