@@ -618,3 +618,11 @@ def test_the_page_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     for command in commands:
         assert main(command.split()) == 0
     assert "attention_logits/max" in capsys.readouterr().out
+
+
+def test_a_loss_of_another_model_is_refused_and_leaves_no_gradient() -> None:
+    """It would train the model that is asked about, and not its copy."""
+    model, optimizer = built()
+    with pytest.raises(UserError, match="does not use the model that it is given"):
+        doctor(model, optimizer, loss_fn=lambda _, tokens: loss_of(model, tokens), batch=batch_of(1))
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -150,7 +150,7 @@ def test_gradients_are_seen_before_torch_clips_them(tmp_path: Path, how: str) ->
         factor = row.get("norms/clip_factor")
         assert (factor is not None) == (how in ("attribute", "bound before"))
         assert factor is None or factor == pytest.approx(0.1 / (seen[step - 1] + 1e-6), rel=1e-5)
-    expected = "optimizer.step()" if how in ("by hand", "none") else "before clipping"
+    expected = "at optimizer.step()" if how in ("by hand", "none") else "before clipping"
     assert expected in captured(tmp_path / "run")["gradients"]
 
 
@@ -234,8 +234,9 @@ def test_calls_that_cannot_be_right_say_what_to_do(tmp_path: Path) -> None:
     loss = loss_of(model, batch_of(1))
     with pytest.raises(UserError, match=r"no optimizer\.step\(\) since"):
         w.step(loss)
+    optimizer.step()
     with pytest.raises(UserError, match=r"call loss\.backward"):
-        optimizer.step()
+        w.step(loss, batch_of(1))
     loss.backward()
     optimizer.step()
     with pytest.raises(UserError, match=r"step\(loss, batch\)"):

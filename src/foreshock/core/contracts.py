@@ -43,6 +43,8 @@ class StepInfo:
     """Mean wall-clock seconds a step since the last logged step, monitors included; 0 before the first."""
     flops_share: float = 1.0
     """Share of the model's training FLOPs that those steps spent; below 1 while blocks are left out."""
+    updated: bool = True
+    """Whether the optimizer made its update; not so where a GradScaler skipped it."""
     batch: Any = None
     """The batch as somebody else's loop has it, where `inputs_BT` and `targets_BT` are not known."""
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -179,6 +181,12 @@ class Observer:
 
     def gradients(self, info: StepInfo) -> None:
         """Gradients are there, unscaled and not yet clipped."""
+
+    def updated(self, info: StepInfo) -> None:
+        """The optimizer has just made its update: gradients are still there, and learning rates those of the step.
+
+        A loop that reads at once, as that of the proxy, does not call it.
+        """
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
         """The step is over: rows `group/quantity[/module path]` to 0-d tensors, short 1-d tensors or numbers.

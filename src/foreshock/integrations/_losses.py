@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foreshock.core.errors import UserError
+from foreshock.probes.hooks import Hook
 from foreshock.training.watched import unwrap
 
 
@@ -16,20 +16,16 @@ class LossSum:
     def __init__(self, model: nn.Module) -> None:
         self._losses: list[Tensor] = []
         self._summed = False
-        self._handle = unwrap(model).register_forward_hook(self._hear, with_kwargs=True)
+        self._handle = unwrap(model).register_forward_hook(Hook(self._hear), with_kwargs=True)
 
-    def take(self) -> Tensor:
+    def take(self) -> Tensor | None:
         """The loss of the step (0-d): the mean over its micro-batches, or their sum where each is a share already.
 
-        Raises:
-            UserError: no output held a loss.
+        None if no output held one, as where a trainer computes it.
         """
         losses, self._losses = self._losses, []
         if not losses:
-            raise UserError(
-                "the model's output holds no loss, so that the callback cannot record it: let the model compute it "
-                "from labels, or use foreshock.watch in a loop of your own"
-            )
+            return None
         total = torch.stack(losses).sum()
         return total if self._summed else total / len(losses)
 

@@ -35,6 +35,8 @@ class ForeshockCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Attach to the model and optimizer that the Trainer made."""
+        if self._watch is not None:  # the Trainer does not tell of an exception that ended it
+            self._watch.close("failed", error="training was begun again")
         model: nn.Module = given["model"]
         resumed = state.global_step > 0
         self._watch = watch(model, given["optimizer"], self._out, resume=resumed, **self._options)

@@ -52,8 +52,19 @@ class _EpsilonObserver(Observer):
             parameter: parameter_path(name, context) for name, parameter in context.model.named_parameters()
         }
 
+        self._after: dict[str, Tensor] | None = None
+
+    def begin(self) -> None:
+        self._after = None
+
+    def updated(self, info: StepInfo) -> None:
+        self._after = self._ratios() | self._dampings()
+
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
-        return {**self._ratios(), **self._dampings()}
+        if self._after is None:
+            self.updated(info)
+        rows, self._after = self._after or {}, None
+        return rows
 
     def _ratios(self) -> dict[str, Tensor]:
         import torch

@@ -24,7 +24,8 @@ class Norms(Monitor):
     - `norms/gradient`: before clipping.
     - `norms/parameter`: after the update.
     - `norms/unscaled_update`: the optimizer's output before the learning rate, such as m̂/(√v̂+ε).
-    - `norms/update`: the same times the learning rate of the parameter's group; weight decay is left out.
+    - `norms/update`: the same times the learning rate of the parameter's group; weight decay is left out. Neither is
+      there for parameters without a gradient, which were not moved.
 
     And `norms/grad_norm`, the global L2 norm before clipping, and `norms/clip_factor`, what clipping multiplied
     the gradients by. Updates are absent for optimizers whose state is not understood. They are the optimizer's own,
@@ -49,19 +50,26 @@ class _NormsObserver(Observer):
             parameter: parameter_path(name, context) for name, parameter in context.model.named_parameters()
         }
         self._gradients: dict[str, Tensor] = {}
+        self._after: dict[str, Tensor] | None = None
 
     def begin(self) -> None:
-        self._gradients = {}
+        self._gradients, self._after = {}, None
 
     def gradients(self, info: StepInfo) -> None:
         pairs = [(path, parameter.grad) for parameter, path in self._paths.items() if parameter.grad is not None]
         self._gradients = _rows("gradient", pairs)
 
+    def updated(self, info: StepInfo) -> None:
+        parameters = _rows("parameter", [(path, parameter) for parameter, path in self._paths.items()])
+        self._after = parameters | (self._updates() if info.updated else {})
+
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
         from foreshock.probes.shards import is_distributed
 
-        parameters = _rows("parameter", [(path, parameter) for parameter, path in self._paths.items()])
-        rows: dict[str, Tensor | float] = {**self._gradients, **parameters, **self._updates()}
+        if self._after is None:
+            self.updated(info)
+        rows: dict[str, Tensor | float] = {**self._gradients, **(self._after or {})}
+        self._after = None
         for name, value in (("grad_norm", info.grad_norm), ("clip_factor", info.clip_factor)):
             # A DTensor is the term of this rank, which would have to be summed up first.
             if value is not None and not is_distributed(value):
@@ -76,7 +84,8 @@ class _NormsObserver(Observer):
             return {}
         paths, sizes, unscaled, scaled = [], [], [], []
         for parameter, group, update in unscaled_updates(self._optimizer):
-            if parameter in self._paths and readable(parameter):
+            # What had no gradient was not moved: its state is that of an earlier step.
+            if parameter in self._paths and parameter.grad is not None and readable(parameter):
                 (norm,) = l2_norms([update])
                 norm = norm * math.sqrt(cut) if (cut := shards(parameter)) > 1 else norm
                 paths.append(self._paths[parameter])

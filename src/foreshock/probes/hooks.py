@@ -16,6 +16,28 @@ from foreshock.core.errors import UserError
 Seen = TypeVar("Seen")
 
 
+class Hook:
+    """A hook for the module it is put on; a copy or a pickle of that module has one that does nothing."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """What the hook does."""
+        return self._call(*given, **named)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _inert, ()
+
+
+def _inert() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """A hook that is a copy."""
+
+
 class Taps(Generic[Seen]):
     """Hooks on several modules; each keeps what `see` made of the last training forward it listened to.
 
@@ -85,7 +107,9 @@ class Taps(Generic[Seen]):
         def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
             see(output)
 
-        return module.register_forward_pre_hook(before) if at == "input" else module.register_forward_hook(after)
+        if at == "input":
+            return module.register_forward_pre_hook(Hook(before))
+        return module.register_forward_hook(Hook(after))
 
 
 class _Slot(Generic[Seen]):
@@ -150,8 +174,9 @@ class TapsObserver(Observer, Generic[Seen]):
         self._taps.listen()
 
     def gradients(self, info: StepInfo) -> None:
-        """Make the rows."""
-        self._found = self._rows(self._taps.take())
+        """Make the rows, of the forward pass before gradients were there first."""
+        if self._found is None:
+            self._found = self._rows(self._taps.take())
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor]:
         """Give the rows, made now where the loop does not tell of gradients."""

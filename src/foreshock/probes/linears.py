@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from foreshock.core.errors import UserError
-from foreshock.probes.hooks import Taps, path
+from foreshock.probes.hooks import Hook, Taps, path
 from foreshock.probes.moments import l2_norms
 from foreshock.probes.precision import accurate_dtype
 from foreshock.probes.shards import is_distributed, readable
@@ -151,7 +151,7 @@ class LinearTaps:
                 self._failure = error
                 return None
 
-        return tap.linear.register_forward_pre_hook(before), tap.linear.register_forward_hook(after)
+        return tap.linear.register_forward_pre_hook(Hook(before)), tap.linear.register_forward_hook(Hook(after))
 
 
 class _Flow:

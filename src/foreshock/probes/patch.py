@@ -25,6 +25,7 @@ class Patch:
         self._listeners: list[Listener] = []
         self._editors: list[Editor] = []
         self._original: Callable[..., Any] | None = None
+        self._ours: Callable[..., Any] | None = None
 
     def add(self, listener: Listener) -> Callable[[], None]:
         """Hear every call from now on, as editors leave it; returns what ends it."""
@@ -35,14 +36,15 @@ class Patch:
         return self._join(self._editors, editor)
 
     def _join(self, members: list[Any], member: Callable[..., Any]) -> Callable[[], None]:
-        if not self._listeners and not self._editors:
+        if not self._listeners and not self._editors and getattr(self._owner, self._name) is not self._ours:
             self._install()
         members.append(member)
 
         def remove() -> None:
             if member in members:
                 members.remove(member)
-                if not self._listeners and not self._editors:
+                # Where another has replaced it meanwhile, it stays as it is: what we put there passes calls on.
+                if not (self._listeners or self._editors) and getattr(self._owner, self._name) is self._ours:
                     setattr(self._owner, self._name, self._original)
 
         return remove
@@ -52,6 +54,8 @@ class Patch:
 
         @functools.wraps(original)
         def heard(*args: Any, **kwargs: Any) -> Any:
+            if self._ours is not heard:  # an older one that another library still calls
+                return original(*args, **kwargs)
             for editor in tuple(self._editors):
                 args, kwargs = editor(*args, **kwargs)
             for listener in tuple(self._listeners):
@@ -60,4 +64,5 @@ class Patch:
                 return original(*args, **kwargs)
             return self._edited(original, *args, **kwargs)
 
+        self._ours = heard
         setattr(self._owner, self._name, heard)

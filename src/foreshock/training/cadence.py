@@ -10,6 +10,9 @@ from foreshock.training.clock import Clock
 MEASURED = 10
 """Logged steps whose time must be known before the interval is raised."""
 
+LONGEST = 1_000_000
+"""Steps of the longest interval that a budget asks for."""
+
 
 class Cadence:
     """Every so many steps, and less often where watching would take more than its budget of the time."""
@@ -24,20 +27,23 @@ class Cadence:
         self.clock = Clock()
         self._budget = budget
 
-    def due(self, step: int) -> bool:
-        """Whether a step is logged: the first, and every so many.
+    def due(self, step: int, after: int | None = None) -> bool:
+        """Whether a step is logged that comes `after` another, by default the one before: the first, and every so many.
 
         >>> [step for step in range(1, 21) if Cadence(10, None).due(step)]
         [1, 10, 20]
         """
-        return step == 1 or step % self.every == 0
+        after = step - 1 if after is None else after
+        return after == 0 or step // self.every > after // self.every
 
-    def add(self, step: int, seconds: float, *, logged: bool) -> None:
-        """Count one step."""
+    def add(self, step: int, seconds: float, *, logged: bool, own_s: float = 0.0) -> None:
+        """Count one step, of which watching itself is known to have taken `own_s`."""
         self.total_s += seconds
         self.logged += logged
         if step > 1:  # the first one warms up
             self.clock.add(seconds, logged=logged)
+            if logged and self.every == 1:  # with no other steps to compare with, what is known counts
+                self.clock.unlogged.append(seconds - own_s)
 
     @property
     def extra_s(self) -> float:
@@ -54,7 +60,7 @@ class Cadence:
         wanted = self.every
         if self._budget is not None and len(self.clock.logged) >= MEASURED and len(self.clock.unlogged) >= MEASURED:
             plain_s = robust_summary(self.clock.unlogged).median
-            wanted = max(wanted, math.ceil(self.extra_s / (self._budget * plain_s)))
+            wanted = max(wanted, math.ceil(min(self.extra_s / (self._budget * plain_s), LONGEST)))
         wanted = of_rank_0(wanted)
         if wanted <= self.every:
             return None

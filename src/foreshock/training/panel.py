@@ -51,6 +51,12 @@ class Panel:
         self._each(lambda observer: observer.gradients(info))
         self._seconds += time.perf_counter() - start
 
+    def updated(self, info: StepInfo) -> None:
+        """The optimizer has just made its update."""
+        start = time.perf_counter()
+        self._each(lambda observer: observer.updated(info))
+        self._seconds += time.perf_counter() - start
+
     def read(self, info: StepInfo, own: Mapping[str, Tensor] | None = None) -> Row:
         """Everything the observers saw, and the caller's own quantities in the same copy to the host.
 

@@ -20,20 +20,23 @@ class RunningLoss:
 
     def add(self, loss: Tensor | float) -> None:
         """Count one step."""
-        latest = (loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))).reshape(())
+        latest = (loss.detach().clone() if isinstance(loss, Tensor) else torch.tensor(float(loss))).reshape(())
         self._latest = latest
         total = latest.double() if latest.device.type != "mps" else latest
         self._sum = total if self._sum is None else self._sum + total
         self._count += 1
 
     def rows(self) -> dict[str, Tensor]:
-        """The mean since the last row, which outcomes are read from."""
-        assert self._sum is not None
-        return {"loss/train_mean": self._sum / self._count}
+        """The mean since the last row, which outcomes are read from; nothing where no loss was told."""
+        return {} if self._sum is None else {"loss/train_mean": self._sum / self._count}
 
     def restart(self, row: Row) -> None:
         """A row was written."""
-        self.last = cast(float, row.get("loss/train_mean"))
+        self.last = cast("float | None", row.get("loss/train_mean", self.last))
+        self.forget()
+
+    def forget(self) -> None:
+        """What was counted since the last row does not count."""
         self._sum, self._count = None, 0
 
     def take(self) -> Row | None:

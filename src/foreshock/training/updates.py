@@ -16,7 +16,10 @@ from torch.optim import Optimizer
 from foreshock.probes.patch import Patch
 
 BEFORE_CLIPPING = "before clipping, where torch's clip_grad_norm_ or clip_grad_value_ was called"
-AT_UPDATE = "at optimizer.step(): nothing of torch clipped them before; what the loop did to them itself is in them"
+AGAIN = "before the last clipping of the step; what was clipped before, such as earlier micro-batches, is in them"
+AT_UPDATE = "at optimizer.step(): no clipping was heard before; what the loop did to them itself is in them"
+SCALED_CLIPPING = "at optimizer.step(), unscaled: the loop clipped them before they were unscaled, which is in them"
+NONE = "not seen: no parameter had a gradient"
 TOLD = "when the loop said that they are there"
 SCALED = (
     "not seen: a GradScaler leaves unscaling to the fused optimizer; call scaler.unscale_(optimizer) before scaler.step"
@@ -28,6 +31,7 @@ IN_CLOSURE = (
 
 # The private one is what clip_grad_norm_ calls, under whichever name it is called itself.
 _BY_NORM = Patch(clip_grad, "_clip_grads_with_norm_")
+_BY_TOTAL = Patch(torch.nn.utils, "clip_grads_with_norm_")
 _BY_VALUE = Patch(torch.nn.utils, "clip_grad_value_")
 _SCALER = Patch(torch.amp.GradScaler, "step")
 
@@ -35,26 +39,30 @@ _SCALER = Patch(torch.amp.GradScaler, "step")
 class Updates:
     """Hears one optimizer, and clipping of its gradients."""
 
-    def __init__(self, optimizer: Optimizer, seen: Callable[[str], None]) -> None:
+    def __init__(self, optimizer: Optimizer, seen: Callable[[str], None], updated: Callable[[], None]) -> None:
         """Begin to listen.
 
         Args:
             optimizer: whose updates are counted.
-            seen: called with a label whenever gradients are there and may be read, the first time in the right state.
+            seen: called with a label whenever gradients are there and may be read; what is seen last counts.
+            updated: called after every update, with gradients still there.
         """
         self.attempted = 0
         """Updates since `restart`, those that a GradScaler skipped included."""
         self.made = 0
         """Updates since `restart`."""
         self.clip_factor: Tensor | None = None
-        """What clipping by norm multiplied the gradients by (0-d) since `restart`; None without."""
-        self._seen, self._optimizer = seen, optimizer
+        """What the last clipping by norm since `restart` multiplied gradients by (0-d); None without, or in parts."""
+        self._clipped: set[int] = set()
+        self._scaled = False
+        self._seen, self._updated, self._optimizer = seen, updated, optimizer
         self._parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
         before, after = optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)
         self._undo = [
             before.remove,
             after.remove,
             _BY_NORM.add(self._by_norm),
+            _BY_TOTAL.add(self._by_norm),
             _BY_VALUE.add(self._by_value),
             _SCALER.add(self._scaler_step),
         ]
@@ -63,6 +71,7 @@ class Updates:
         """A new step begins."""
         self.attempted = self.made = 0
         self.clip_factor = None
+        self._clipped.clear()
 
     def close(self) -> None:
         """Stop listening; optimizer and torch are as they were."""
@@ -71,36 +80,63 @@ class Updates:
 
     def _by_norm(self, parameters: Any, max_norm: float, total_norm: Tensor, *_: Any, **__: Any) -> None:
         if self._ours(parameters):
-            self._seen(BEFORE_CLIPPING)
-            factor = (max_norm / (total_norm.detach() + 1e-6)).clamp(max=1.0)
-            self.clip_factor = factor if self.clip_factor is None else self.clip_factor * factor
+            whole = self._before_clipping(parameters)
+            self.clip_factor = (max_norm / (total_norm.detach() + 1e-6)).clamp(max=1.0) if whole else None
 
     def _by_value(self, parameters: Any, *_: Any, **__: Any) -> None:
         if self._ours(parameters):
-            self._seen(BEFORE_CLIPPING)
+            self._before_clipping(parameters)
 
-    def _scaler_step(self, _scaler: Any, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        if inner_optimizer(optimizer) is self._optimizer:
-            self.attempted += 1
+    def _before_clipping(self, parameters: Any) -> bool:
+        """Look at the gradients, unless others of them were clipped already: then they were seen before that.
+
+        Whether they were looked at.
+        """
+        one = isinstance(parameters, Tensor)
+        members = {id(parameters)} if one else {id(p) for p in parameters} if _is_collection(parameters) else {0}
+        again = not self._clipped.isdisjoint(members)
+        part = bool(self._clipped) and not again
+        if not part:
+            self._seen(AGAIN if again else BEFORE_CLIPPING)
+            self._clipped.clear()
+        self._clipped |= members
+        return not part
+
+    def _scaler_step(self, scaler: Any, optimizer: Optimizer, *_: Any, **__: Any) -> None:
+        if inner_optimizer(optimizer) is not self._optimizer:
+            return
+        self.attempted += 1
+        # A scaler that has yet to unscale them: what was clipped before was scaled.
+        states = getattr(scaler, "_per_optimizer_states", None) if scaler.is_enabled() else None
+        self._scaled = states is not None and states[id(optimizer)]["stage"].name == "READY"
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) > 1 or kwargs.get("closure") is not None:
             self._seen(IN_CLOSURE)
         elif getattr(optimizer, "grad_scale", None) is not None:
             self._seen(SCALED)
-        else:
+        elif not self._clipped:
             self._seen(AT_UPDATE)
+        elif self._scaled:
+            self._seen(SCALED_CLIPPING)
+        self._scaled = False
 
     def _after(self, *_: Any) -> None:
         self.made += 1
+        self._updated()
 
     def _ours(self, parameters: Any) -> bool:
         """Whether these parameters are the optimizer's; an iterator, which looking would use up, is taken to be."""
         if isinstance(parameters, Tensor):
             return id(parameters) in self._parameters
-        if not isinstance(parameters, Iterable) or iter(parameters) is parameters:
+        if not _is_collection(parameters):
             return True
         return any(id(parameter) in self._parameters for parameter in parameters)
+
+
+def _is_collection(parameters: Any) -> bool:
+    """Whether looking at parameters leaves them there, as it does not those of a generator."""
+    return isinstance(parameters, Iterable) and iter(parameters) is not parameters
 
 
 def inner_optimizer(optimizer: Any) -> Any:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from foreshock.core import plugins
 from foreshock.core.config import Spec
-from foreshock.core.errors import require
+from foreshock.core.errors import UserError, require
 from foreshock.training.cadence import Cadence
 from foreshock.training.updates import inner_optimizer
 from foreshock.training.watch_record import Record
@@ -68,12 +68,16 @@ def watch(
         UserError: nothing to watch, an optimizer of another model, parameters without values.
         RunFolderError: `out` holds a run already, or cannot be written.
     """
-    require(every >= 1, "every", "must be at least 1 step", every)
+    require(isinstance(every, int) and every >= 1, "every", "must be at least 1 step, a whole number", every)
     require(budget is None or 0 < budget <= 1, "budget", "must be a share of the time in (0, 1], or None", budget)
     optimizer = inner_optimizer(optimizer)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"watch takes the one torch optimizer that trains the model, got {type(optimizer).__name__}")
     check(model, optimizer)
-    specs = None if monitors is None else [m if isinstance(m, Spec) else Spec.parse(m) for m in monitors]
-    opened = [sink if callable(sink) else _open(sink, Path(out)) for sink in sinks] if _rank() == 0 else []
+    given = None if monitors is None else [monitors] if isinstance(monitors, str | Spec) else list(monitors)
+    specs = None if given is None else [m if isinstance(m, Spec) else Spec.parse(m) for m in given]
+    wanted = [sinks] if isinstance(sinks, str) or callable(sinks) else sinks
+    opened = [sink if callable(sink) else _open(sink, Path(out)) for sink in wanted] if _rank() == 0 else []
     watched = attach(model, optimizer, specs, loss_fn, output_module)
     config = {"task": "watch", "every": every, "budget": budget, "monitors": list(watched.observers)}
     try:

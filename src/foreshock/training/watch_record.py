@@ -48,7 +48,10 @@ class Record:
         try:
             self._held.enter_context(folder.hold())
         except Timeout as error:
-            raise RunFolderError(f"another process writes to {folder.path}; choose another folder") from error
+            raise RunFolderError(
+                f"{folder.path} is being written to, by another process or by a watch of this one that was not closed; "
+                "close it (w.close()), or choose another folder"
+            ) from error
         folder.mend()
         folder.write_manifest(self._manifest)
 

@@ -166,9 +166,8 @@ def manifest_of(model: nn.Module) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "model": type(inner).__name__,
-        "params": sum(
-            linear.weight.numel() for linear in linears_of(inner).values() if isinstance(linear.weight, Tensor)
-        ),
+        # Parameters, not weights: to read a parametrized weight may change its state.
+        "params": sum(p.numel() for linear in linears_of(inner).values() for p in linear.parameters() if p.dim() > 1),
         "params_total": sum(parameters.values()),
         "size": sizes_of(inner),
     }

@@ -5,10 +5,13 @@ A logged step is listened to from its forward pass on; whether the next step is 
 
 import atexit
 import math
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from numbers import Number
 from types import TracebackType
 from typing import Any, cast
 
@@ -24,7 +27,7 @@ from foreshock.probes.moments import total_norm
 from foreshock.training.cadence import Cadence, of_rank_0
 from foreshock.training.panel import Panel, Row
 from foreshock.training.running_loss import RunningLoss
-from foreshock.training.updates import TOLD, Updates
+from foreshock.training.updates import NONE, TOLD, Updates
 from foreshock.training.watch_record import Record, say
 from foreshock.training.watched import Watched
 
@@ -49,15 +52,20 @@ class Watch:
         self._panel = Panel(watched.observers, ranks=watched.ranks, stopped=self._stopped)
         self._info: StepInfo | None = None
         self._gradients: str | None = None
+        self._logits: Tensor | None = None
+        self._lr_at_update: float | None = None
+        self._own_s = 0.0
         self._how_gradients = "not seen: optimizer.step() was not called"
         self._described: dict[str, Any] | None = None
         self._losses = RunningLoss()
         self._peak_lr = 0.0
-        self._updates = Updates(optimizer, self._gradients_there)
+        self._updates = Updates(optimizer, self._gradients_there, self._updated)
         self._open = True
         record.event("started", step=self.steps, left_out=watched.left_out)
         self._begun = self._last = time.perf_counter()
+        self._process = os.getpid()
         atexit.register(self._at_exit)
+        record.heartbeat(**self._standing())
         self._begin()
 
     @property
@@ -75,14 +83,14 @@ class Watch:
         """Share of all time so far that watching took; nan until both kinds of steps were seen."""
         return self._cadence.share
 
-    def step(self, loss: Tensor | float, batch: Any = None) -> None:
+    def step(self, loss: Tensor | float | None, batch: Any = None) -> None:
         """An optimizer step is over: call this once after each `optimizer.step()`, before or after `zero_grad`.
 
         With gradient accumulation, after the step that the micro-batches make together; activations, attention and
         output logits are then those of the last one.
 
         Args:
-            loss: the training loss of the step: 0-d, on any device, or a number.
+            loss: the training loss of the step: 0-d, on any device, or a number; None where it is not known.
             batch: what `loss_fn` takes, if `watch` was given one.
 
         Raises:
@@ -91,19 +99,21 @@ class Watch:
         self._check(loss, batch)
         info, self._info = self._info, None
         self.steps += max(1, self._updates.made)
-        self._losses.add(loss)
+        if loss is not None:
+            self._losses.add(loss)
         if not self._updates.made:
             self._record.event("update_skipped", step=self.steps, reason="a GradScaler found a gradient not finite")
         if info is not None:
             self._read(info, loss, batch)
         self._record.heartbeat(**self._standing())
         now = time.perf_counter()
-        self._cadence.add(self.steps, now - self._last, logged=info is not None)
+        self._cadence.add(self.steps, now - self._last, logged=info is not None, own_s=self._own_s)
         if info is not None and (every := self._cadence.raised()) is not None:
             reason = "watching took more of the time than its budget"
             self._record.event("interval_raised", step=self.steps, every=every, reason=reason)
+        made = max(1, self._updates.made)
         self._updates.restart()
-        self._begin()
+        self._begin(made)
         self._last = time.perf_counter()
 
     def gradients(self) -> None:
@@ -124,6 +134,7 @@ class Watch:
             raise UserError(f"the state of a watched training lacks {', '.join(missing)}")
         self.steps, self._cadence.every = state["steps"], state["every"]
         self._panel.load_state_dict(state["monitors"])
+        self._losses.forget()
         self._record.cut_after(self.steps)
         self._record.event("resumed", step=self.steps)
         self._begin()
@@ -137,7 +148,8 @@ class Watch:
         self._updates.close()
         self._watched.close()
         for sink in self._sinks:
-            getattr(sink, "close", lambda: None)()
+            with suppress(Exception):
+                getattr(sink, "close", lambda: None)()
         row = self._losses.take()
         # Over several ranks it would be rank 0's alone: nothing is communicated where one of them may have failed.
         if row is not None and self._watched.ranks is None:
@@ -162,15 +174,17 @@ class Watch:
             self.close("failed", error=f"{kind.__name__}: {value}")
 
     def _at_exit(self) -> None:
-        """The process ends without `close`: say how."""
+        """The process ends without `close`: say how; a child that it forked has no say in it."""
+        if os.getpid() != self._process:
+            return
         error = getattr(sys, "last_value", None)
         self.__exit__(None if error is None else type(error), error, None)
 
-    def _begin(self) -> None:
-        """The next step begins; if it is to be logged, listen."""
-        self._gradients = None
-        if not self._cadence.due(self.steps + 1):
-            self._info = None
+    def _begin(self, ahead: int = 1) -> None:
+        """The next step begins, which counts for so many; if it is to be logged, listen."""
+        self._gradients = self._logits = self._lr_at_update = self._info = None
+        self._own_s = 0.0
+        if not self._cadence.due(self.steps + ahead, self.steps):
             return
         absent = cast(Tensor, NotGiven("a watched loop gives only the loss, after the step: use another monitor"))
         self._info = StepInfo(step=self.steps + 1, inputs_BT=absent, targets_BT=absent, logits_BTV=absent, loss=absent)
@@ -179,30 +193,38 @@ class Watch:
             self._watched.logits.listen()
 
     def _gradients_there(self, label: str) -> None:
-        """Let the monitors see gradients, at the first right moment of a logged step."""
+        """Let the monitors see gradients; what they see last before the update counts."""
         info = self._info
-        if info is None or (self._gradients is not None and not self._gradients.startswith("not seen")):
-            return
-        self._gradients = self._how_gradients = label
-        if label.startswith("not seen"):
+        if info is None or (self._gradients == TOLD and label != TOLD):
             return
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not gradients:
-            raise UserError("no parameter has a gradient: call loss.backward() before optimizer.step()")
-        info.lr = self._lr()
+        hidden = label.startswith("not seen")
+        self._gradients = self._how_gradients = label if gradients or hidden else NONE
+        if hidden or not gradients:
+            return
         info.grad_norm = total_norm(gradients)
+        if self._watched.logits is not None and self._logits is None:
+            self._logits = self._output_logits()
         self._panel.gradients(info)
 
-    def _read(self, info: StepInfo, loss: Tensor | float, batch: Any) -> None:
+    def _updated(self) -> None:
+        """The update was made; learning rates are still those that made it."""
+        if self._info is not None:
+            self._lr_at_update = self._lr()
+            self._panel.updated(self._info)
+
+    def _read(self, info: StepInfo, loss: Tensor | float | None, batch: Any) -> None:
         """Make the row of a logged step, and hand it on."""
-        info.step, info.batch = self.steps, batch
-        info.loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
-        info.lr = info.lr or self._lr()
+        info.step, info.batch, info.updated = self.steps, batch, self._updates.made > 0
+        if loss is not None:
+            info.loss = loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        info.lr = self._lr() if self._lr_at_update is None else self._lr_at_update
         info.clip_factor = self._updates.clip_factor
         info.seconds = self._cadence.clock.read()
         if self._watched.logits is not None:
-            info.logits_BTV = self._output_logits()
+            info.logits_BTV = self._output_logits() if self._logits is None else self._logits
         row = self._panel.read(info, self._losses.rows())
+        self._own_s = cast(float, row["monitors/seconds"])
         self._losses.restart(row)
         for event, facts in info.events:
             self._record.event(event, step=self.steps, **facts)
@@ -243,12 +265,16 @@ class Watch:
         self._record.event("monitor_stopped", step=self.steps, monitor=name, reason=f"{type(error).__name__}: {error}")
         warnings.warn(f"foreshock stopped {name}, training goes on: {error}", stacklevel=4)
 
-    def _check(self, loss: Tensor | float, batch: Any) -> None:
+    def _check(self, loss: Tensor | float | None, batch: Any) -> None:
         """Raise a UserError for a call that cannot be right."""
         if not self._open:
             raise UserError("this watch was closed; begin another one with foreshock.watch")
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise UserError(f"step takes the mean loss, one number; got a tensor of shape {tuple(loss.shape)}")
+        if not isinstance(loss, Tensor | Number | None):
+            raise UserError(f"step takes the loss as a tensor or a number, or None; got {type(loss).__name__}")
+        if self._gradients == NONE and not self.steps:
+            raise UserError("no parameter had a gradient at optimizer.step(): call loss.backward() before it")
         if not self._updates.attempted and not self._updates.made:
             raise UserError(
                 "no optimizer.step() since the last call of step: call it once, after each optimizer.step() of the "

@@ -26,7 +26,9 @@ _CHANGED = Heard("", _unread, ())
 
 
 class Editing(Stage):
-    """The stage of one model whose calls are changed: followed in every pass, training or not."""
+    """The stage of one model whose calls are changed: followed in every pass, training or not, also of its copies."""
+
+    hook = staticmethod(lambda call: call)
 
     def __init__(self, model: nn.Module, changes: Mapping[str, Change], once: bool = False) -> None:
         """Args: the model, the change for each module that attends, by path, and whether it may call only once."""

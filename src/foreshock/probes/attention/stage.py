@@ -42,6 +42,9 @@ class Stage:
     count, as in `hooks.Taps`; a pass that is run again, as activation checkpointing does, is heard again.
     """
 
+    hook: Callable[[Callable[..., Any]], Callable[..., Any]] = hooks.Hook
+    """What wraps its hooks: those that only hear are not for copies of the model."""
+
     def __init__(self, model: nn.Module, apart: Callable[[nn.Module], bool]) -> None:
         """Args: the model, and which modules count as a part of the one that calls them."""
         self.listening = False
@@ -95,8 +98,8 @@ class Stage:
             if self.active() and not hasattr(running, CHANGED):
                 self.current = quiet.outer
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        self._handles.append(module.register_forward_hook(after, always_call=True, prepend=True))
+        self._handles.append(module.register_forward_pre_hook(self.hook(before), with_kwargs=True))
+        self._handles.append(module.register_forward_hook(self.hook(after), always_call=True, prepend=True))
 
     def close(self) -> None:
         """Remove every hook."""
@@ -121,9 +124,9 @@ class Stage:
             if self.active():
                 self.current = slot.outer
 
-        self._handles.append(module.register_forward_pre_hook(before))
+        self._handles.append(module.register_forward_pre_hook(self.hook(before)))
         # Also after an exception: a checkpoint stops its second pass by one, and goes on in another module.
-        self._handles.append(module.register_forward_hook(after, always_call=True))
+        self._handles.append(module.register_forward_hook(self.hook(after), always_call=True))
         return slot
 
 

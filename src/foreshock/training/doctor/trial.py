@@ -107,7 +107,8 @@ def measure(subject: Subject, batch: Any, monitors: Sequence[Spec] | None, rows:
         ) from error
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-4)
     known = None if subject.head is subject.inner else head
-    with warnings.catch_warnings(action="ignore"), _generators_kept(), tempfile.TemporaryDirectory() as folder:
+    quiet = warnings.catch_warnings(action="ignore")
+    with quiet, _generators_kept(), _gradients_kept(subject.model), tempfile.TemporaryDirectory() as folder:
         step = _step_of(model.train(), optimizer, subject.loss_fn, batch)
         plain = _timed(step, 1 + STEPS)[1:]
         out = Path(folder) / "run"
@@ -135,7 +136,11 @@ def _step_of(
             loss = loss_fn(model, batch)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if all(parameter.grad is None for parameter in model.parameters()):
+                raise UserError("loss_fn(model, batch) does not use the model that it is given, which may be a copy")
             optimizer.step()
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"a training step with loss_fn(model, batch) failed: {type(error).__name__}: {error}"
@@ -143,6 +148,19 @@ def _step_of(
         return loss
 
     return step
+
+
+@contextmanager
+def _gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Put back gradients, which a loss function that uses another model than it is given would leave here."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
 
 
 def _timed(step: Callable[[], Any], steps: int) -> list[float]:
