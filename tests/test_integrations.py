@@ -1,5 +1,6 @@
 """Watching inside transformers' Trainer, Lightning's hooks and Accelerate, and sending rows to real dashboards."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,67 @@ def test_lightning_exceptions_and_checkpoints(tmp_path: Path) -> None:
     again.load_state_dict(state)
     Lightning(again, *built(), accumulate=1).fit(2)
     assert list(rows_of(tmp_path / "run")) == [1, 2, 3]
+
+
+def test_where_lightning_is_imported_the_callback_is_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Trainer refuses others; hooks that it defines do not hide ours."""
+
+    class Callback:
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            raise AssertionError("theirs")
+
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", SimpleNamespace(Callback=Callback))
+    callback = ForeshockCallback(tmp_path / "run", every=1)
+    assert isinstance(callback, Callback)
+    assert isinstance(callback, ForeshockCallback)
+    Lightning(callback, *built(), accumulate=1).fit(2)
+    assert list(rows_of(tmp_path / "run")) == [1, 2]
+
+
+def test_a_trainer_that_only_hands_over_outputs(tmp_path: Path) -> None:
+    """Without a hook before the backward pass the loss is that of the outputs."""
+    model, optimizer = built()
+    callback = ForeshockCallback(tmp_path / "run", every=1)
+    trainer = SimpleNamespace(optimizers=[optimizer])
+    callback.on_train_start(trainer, model)
+    for index in range(2):
+        loss = train(model, optimizer, range(index, index + 1))
+        callback.on_train_batch_end(trainer, model, {"loss": loss}, None, index)
+    callback.on_train_end(trainer, model)
+    assert rows_of(tmp_path / "run")[2]["loss/train"] == float(loss)
+
+
+@pytest.mark.slow
+def test_lightning_itself(tmp_path: Path) -> None:
+    """A real Trainer with accumulation, clipping and a scheduler: raw gradients, its own losses, the step's LR."""
+    lightning = pytest.importorskip("pytorch_lightning", reason="not depended on; pip install pytorch-lightning to run")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = NanoGPT()
+
+        def training_step(self, tokens: torch.Tensor, _: int) -> torch.Tensor:
+            return loss_of(self.net, tokens)
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    data = torch.utils.data.DataLoader([batch_of(i, 1)[0] for i in range(24)], batch_size=4)
+    trainer = lightning.Trainer(
+        max_steps=3, accumulate_grad_batches=2, gradient_clip_val=0.1, accelerator="cpu", logger=False,
+        callbacks=[ForeshockCallback(tmp_path / "run", every=1)], enable_checkpointing=False,
+        enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.fit(Module(), data)
+    rows = rows_of(tmp_path / "run")
+    assert [rows[step]["optim/lr"] for step in (1, 2, 3)] == pytest.approx([1e-2, 5e-3, 1e-2 / 3])
+    for row in rows.values():
+        assert row["norms/clip_factor"] == pytest.approx(0.1 / row["norms/grad_norm"], rel=1e-4)
 
 
 def llama() -> Any:
@@ -215,8 +277,6 @@ def test_wandb_gets_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_package_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With how to install it, before anything is written."""
-    import sys
-
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         foreshock.watch(*built(), tmp_path / "run", sinks=["wandb"])

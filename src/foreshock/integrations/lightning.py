@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ class ForeshockCallback:
     For automatic optimization with one optimizer. The trainer's checkpoints hold the watch's state too.
     """
 
+    def __new__(cls, *_: Any, **__: Any) -> ForeshockCallback:
+        """One that is a `Callback` of Lightning too, where that is imported: its Trainer asks for it."""
+        homes = (sys.modules.get(name) for name in ("lightning.pytorch", "pytorch_lightning"))
+        bases = tuple(home.Callback for home in homes if home is not None and not issubclass(cls, home.Callback))
+        kind = type(cls.__name__, (cls, *bases), {}) if bases else cls
+        new: ForeshockCallback = object.__new__(kind)
+        return new
+
     def __init__(self, out: str | Path = "foreshock", **options: Any) -> None:
         """Keep what is given.
 
@@ -29,7 +38,6 @@ class ForeshockCallback:
         self._watch: Watch | None = None
         self._loss: Tensor | None = None
         self._state: dict[str, Any] = {}
-        self._global_step = 0
 
     @property
     def state_key(self) -> str:
@@ -38,7 +46,6 @@ class ForeshockCallback:
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Attach to the module, and to the trainer's optimizer."""
-        self._global_step = trainer.global_step
         resumed = bool(self._state)
         self._watch = watch(module, trainer.optimizers[0], self._out, resume=resumed, **self._options)
         if resumed:
@@ -56,10 +63,9 @@ class ForeshockCallback:
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """If the batch ended with an update, the step is over."""
-        if self._watch is not None and self._loss is not None and trainer.global_step > self._global_step:
-            self._global_step = trainer.global_step
+        if self._watch is not None and self._watch.pending:
             loss, self._loss = self._loss, None
-            self._watch.step(loss)
+            self._watch.step(_loss_of(outputs) if loss is None else loss)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         """Take everything off the model, and end the record."""
@@ -86,3 +92,9 @@ class ForeshockCallback:
         if name.startswith(("on_", "setup", "teardown")):
             return lambda *_, **__: None
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+
+def _loss_of(outputs: Any) -> Tensor | None:
+    """The loss in what a training step gives, for trainers that do not tell of it before the backward pass."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if isinstance(loss, Tensor) else None

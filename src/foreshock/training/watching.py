@@ -83,6 +83,11 @@ class Watch:
         """Share of all time so far that watching took; nan until both kinds of steps were seen."""
         return self._cadence.share
 
+    @property
+    def pending(self) -> bool:
+        """Whether there was an update, or an attempt at one, since the last call of `step`."""
+        return bool(self._updates.made or self._updates.attempted)
+
     def step(self, loss: Tensor | float | None, batch: Any = None) -> None:
         """An optimizer step is over: call this once after each `optimizer.step()`, before or after `zero_grad`.
 
@@ -275,7 +280,7 @@ class Watch:
             raise UserError(f"step takes the loss as a tensor or a number, or None; got {type(loss).__name__}")
         if self._gradients == NONE and not self.steps:
             raise UserError("no parameter had a gradient at optimizer.step(): call loss.backward() before it")
-        if not self._updates.attempted and not self._updates.made:
+        if not self.pending:
             raise UserError(
                 "no optimizer.step() since the last call of step: call it once, after each optimizer.step() of the "
                 f"{type(self._optimizer).__name__} that is watched"
