@@ -399,6 +399,20 @@ def test_a_worker_refuses_a_source_that_changed(make_folder: Make, folder: Path)
         train.run(run, lambda: False)
 
 
+@pytest.mark.usefixtures("importable")
+def test_default_monitors_that_have_nothing_to_record_are_left_out(make_folder: Make) -> None:
+    """A model without attention is trained all the same, and the record says so; a monitor that is named is refused."""
+    config = own("nano:unseen", steps=4, eval_every=4)
+    rehearse_here([config])
+    folder = make_folder(config, "unseen")
+    assert loop_in(folder).run() == "done"
+    (event,) = (event for event in folder.events() if event["event"] == "monitor_stopped")
+    assert event["monitor"] == "attention_logits"
+    assert "norms/grad_norm" in folder.metrics()[1]
+    with pytest.raises(ConfigError, match=r"record.monitors: cannot train .*no attention was seen"):
+        rehearse_here([replace_at(config, "record.monitors", ["attention_logits"])])
+
+
 # What is refused, while planning.
 
 
@@ -416,7 +430,6 @@ def test_a_worker_refuses_a_source_that_changed(make_folder: Make, folder: Path)
         ("raising", "called with width=16, depth=2, heads=1, vocab_size=16 fails: RuntimeError: width too odd"),
         ("wordless", r"must be called as build\(width, depth, heads, vocab_size\)"),
         ("unknown", "cannot import 'nano:unknown': AttributeError"),
-        ("unseen", "record.monitors: cannot train .*no attention was seen"),
     ],
 )
 @pytest.mark.usefixtures("importable")

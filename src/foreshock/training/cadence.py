@@ -2,9 +2,8 @@
 
 import math
 
-import torch
-
 from foreshock.core.statistics import robust_summary
+from foreshock.probes.processes import of_rank_0
 from foreshock.training.clock import Clock
 
 MEASURED = 10
@@ -66,12 +65,3 @@ class Cadence:
             return None
         self.every = wanted
         return wanted
-
-
-def of_rank_0(value: int) -> int:
-    """Rank 0's value, where there are several processes."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return value
-    told = [value]
-    torch.distributed.broadcast_object_list(told, src=0)
-    return told[0]

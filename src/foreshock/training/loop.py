@@ -62,6 +62,7 @@ class Loop:
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
         self.clock = Clock()
+        self.told: set[str] = set()
         self.flops_per_token = training_flops(training.model, training.config, training.output_module)
         self.last_heartbeat = 0.0
 
@@ -113,6 +114,7 @@ class Loop:
             info.flops_share = self._flops_share(step - self.clock.unread_steps, step)
             info.seconds = self.clock.read()
             row = self.training.panel.read(info, self._losses(info))
+            self._tell_unheard(step)
         self.clock.add(time.perf_counter() - started, logged=logged)
         last = step == self.train_config.steps
         stopped = (step % FINITE_CHECK == 0 or last) and not bool(torch.isfinite(info.loss))
@@ -130,6 +132,12 @@ class Loop:
         if self.progress.above_init >= self.train_config.patience:
             return f"held-out loss above initialisation for {self.progress.above_init} evaluations"
         return None
+
+    def _tell_unheard(self, step: int) -> None:
+        """Write down which monitors have nothing to record, once each."""
+        for name in self.training.unheard.keys() - self.told:
+            self.told.add(name)
+            self.folder.append_event("monitor_stopped", step=step, monitor=name, reason=self.training.unheard[name])
 
     def _losses(self, info: StepInfo) -> dict[str, Tensor]:
         """Cross-entropy of this step, and its mean over the steps since the last row: what outcomes are read from."""

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 
 from foreshock.core import plugins
 from foreshock.core.contracts import Context, Edit, Intervention, Monitor, Need
-from foreshock.core.errors import ConfigError
-from foreshock.core.run_config import RunConfig, edited
+from foreshock.core.errors import ConfigError, UserError
+from foreshock.core.run_config import RecordConfig, RunConfig, edited
 from foreshock.interventions._find import find_output_module
 from foreshock.proxy.family import build_own
 from foreshock.proxy.model import Proxy
@@ -44,6 +44,8 @@ class Training:
     """Those of them that act between the backward pass and clipping."""
     panel: Panel
     """The monitors."""
+    unheard: dict[str, str]
+    """Default monitors that a model of the user's own has nothing for, and why; those that stop are added."""
     device: torch.device
     """Where it runs."""
 
@@ -79,13 +81,15 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
     optimizer = build_optimizer(model, config.optim, config.model.roles)  # after the edits: parameters may be new
     edits += [intervention.edit_optimizer(optimizer) for intervention in interventions.values()]
     context = replace(context, optimizer=optimizer)
+    unheard: dict[str, str] = {}
     return Training(
         config=config,
         model=model,
         output_module=output_module,
         parameters=tuple(p for p in model.parameters() if p.requires_grad),
         # A hook that is registered after compiling never fires, so the panel attaches first.
-        panel=Panel({name: monitor.attach(context) for name, monitor in _monitors(config).items()}),
+        panel=_panel(config, context, unheard),
+        unheard=unheard,
         forward=torch.compile(model) if config.runtime.compile else model,
         optimizer=optimizer,
         interventions=interventions,
@@ -95,6 +99,24 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
         ),
         device=device,
     )
+
+
+def _panel(config: RunConfig, context: Context, unheard: dict[str, str]) -> Panel:
+    """The monitors, attached. Those of the defaults that a model of the user's own lacks are noted, and left out."""
+    observers, monitors = {}, _monitors(config)
+    lenient = config.model.build is not None and monitors.keys() >= {spec.name for spec in RecordConfig().monitors}
+
+    def note(name: str, error: Exception) -> None:
+        unheard[name] = str(error)
+
+    for name, monitor in monitors.items():
+        try:
+            observers[name] = monitor.attach(context)
+        except UserError as error:
+            if not lenient:
+                raise
+            note(name, error)
+    return Panel(observers, stopped=note if lenient else None)
 
 
 def _monitors(config: RunConfig) -> dict[str, Monitor]:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foreshock.core import plugins
 from foreshock.core.config import Spec
 from foreshock.core.errors import UserError, require
+from foreshock.probes.processes import rank
 from foreshock.training.cadence import Cadence
 from foreshock.training.updates import inner_optimizer
 from foreshock.training.watch_record import Record
@@ -77,11 +77,11 @@ def watch(
     given = None if monitors is None else [monitors] if isinstance(monitors, str | Spec) else list(monitors)
     specs = None if given is None else [m if isinstance(m, Spec) else Spec.parse(m) for m in given]
     wanted = [sinks] if isinstance(sinks, str) or callable(sinks) else sinks
-    opened = [sink if callable(sink) else _open(sink, Path(out)) for sink in wanted] if _rank() == 0 else []
+    opened = [sink if callable(sink) else _open(sink, Path(out)) for sink in wanted] if rank() == 0 else []
     watched = attach(model, optimizer, specs, loss_fn, output_module)
     config = {"task": "watch", "every": every, "budget": budget, "monitors": list(watched.observers)}
     try:
-        record = Record(Path(out) if _rank() == 0 else None, config, manifest_of(model), resume=resume)
+        record = Record(Path(out) if rank() == 0 else None, config, manifest_of(model), resume=resume)
     except BaseException:
         watched.close()
         raise
@@ -91,8 +91,3 @@ def watch(
 def _open(sink: str, folder: Path) -> Sink:
     opened: Sink = plugins.load("integrations.sinks", Spec.parse(sink)).open(folder)
     return opened
-
-
-def _rank() -> int:
-    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if initialised else 0

@@ -24,7 +24,8 @@ from foreshock.core.errors import UserError
 from foreshock.core.run_folder import Status
 from foreshock.probes.given import NotGiven
 from foreshock.probes.moments import total_norm
-from foreshock.training.cadence import Cadence, of_rank_0
+from foreshock.probes.processes import of_rank_0
+from foreshock.training.cadence import Cadence
 from foreshock.training.panel import Panel, Row
 from foreshock.training.running_loss import RunningLoss
 from foreshock.training.updates import NONE, TOLD, Updates

@@ -26,6 +26,7 @@ from foreshock.probes.curvature.preconditioner import Preconditioner, read_preco
 from foreshock.probes.curvature.reading import Reading, Spread, reading_of
 from foreshock.probes.curvature.space import ParameterSpace
 from foreshock.probes.linalg import Counted, Krylov, Matvec, check_basis, power_iteration
+from foreshock.probes.processes import of_rank_0
 
 Method = Literal["lanczos", "power"]
 """Lanczos; or warm power iteration, the estimator of 2606.16768, for comparison."""
@@ -153,7 +154,7 @@ class CurvatureTracker:
             ConfigError: a share that is not above 0 and at most 1.
         """
         require(0 < share <= 1, "share", "must be above 0 and at most 1", share)
-        return _agreed(not self._spent or self._spent + self._last <= share * (time.perf_counter() - self._started))
+        return of_rank_0(not self._spent or self._spent + self._last <= share * (time.perf_counter() - self._started))
 
     @property
     def share(self) -> float:
@@ -289,12 +290,3 @@ def _angle(a_N: Tensor, b_N: Tensor, space: ParameterSpace) -> float:
 def first_sequences(inputs_BT: Tensor, targets_BT: Tensor, count: int) -> Tensor:
     """The token ids (B, T+1) that the first sequences of a batch were made of."""
     return torch.cat([inputs_BT[:count], targets_BT[:count, -1:]], dim=1)
-
-
-def _agreed(decision: bool) -> bool:
-    """Rank 0's decision, where there are several processes."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return decision
-    told = [decision]
-    torch.distributed.broadcast_object_list(told, src=0)
-    return bool(told[0])
