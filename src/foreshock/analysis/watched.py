@@ -9,15 +9,12 @@ import polars as pl
 from foreshock.analysis.logit_findings import CRITICAL_LOGIT
 from foreshock.analysis.wording import number
 from foreshock.core import files
-from foreshock.core.run_folder import RunFolder
-
-TASK = "watch"
-"""What `config.json` of a watched training calls its task."""
+from foreshock.core.run_folder import WATCH, RunFolder
 
 
 def is_watched(folder: RunFolder) -> bool:
     """Whether a run folder is that of a watched training."""
-    return folder.config().get("task") == TASK
+    return folder.config().get("task") == WATCH
 
 
 def watched_facts(folder: RunFolder) -> dict[str, Any]:

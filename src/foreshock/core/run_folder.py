@@ -26,6 +26,8 @@ FORMAT = 1
 """Version of the folder's layout; a folder with a higher one is refused."""
 
 Status = Literal["queued", "running", "interrupted", "done", "diverged", "failed"]
+WATCH = "watch"
+"""What `config.json` of a watched training calls its task."""
 FINISHED: frozenset[str] = frozenset({"done", "diverged"})
 """Statuses that need no further work: diverged is a result, not a failure."""
 

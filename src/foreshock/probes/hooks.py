@@ -184,11 +184,6 @@ class TapsObserver(Observer, Generic[Seen]):
             self.gradients(info)
         return self._found or {}
 
-    def captured(self) -> Mapping[str, str]:
-        """How each module was captured, where the taps tell."""
-        captures = getattr(self._taps, "captures", dict)
-        return {path: str(capture) for path, capture in captures().items()}
-
     def close(self) -> None:
         """Remove every hook."""
         self._taps.close()

@@ -20,10 +20,10 @@ class RunningLoss:
 
     def add(self, loss: Tensor | float) -> None:
         """Count one step."""
-        latest = (loss.detach().clone() if isinstance(loss, Tensor) else torch.tensor(float(loss))).reshape(())
-        self._latest = latest
-        total = latest.double() if latest.device.type != "mps" else latest
-        self._sum = total if self._sum is None else self._sum + total
+        given = loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        # A copy: the loop may go on with its tensor.
+        latest = self._latest = given.to(given.dtype if given.device.type == "mps" else torch.float64, copy=True)
+        self._sum = latest if self._sum is None else self._sum + latest
         self._count += 1
 
     def rows(self) -> dict[str, Tensor]:

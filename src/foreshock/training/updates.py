@@ -19,6 +19,7 @@ BEFORE_CLIPPING = "before clipping, where torch's clip_grad_norm_ or clip_grad_v
 AGAIN = "before the last clipping of the step; what was clipped before, such as earlier micro-batches, is in them"
 AT_UPDATE = "at optimizer.step(): no clipping was heard before; what the loop did to them itself is in them"
 SCALED_CLIPPING = "at optimizer.step(), unscaled: the loop clipped them before they were unscaled, which is in them"
+UNCALLED = "not seen: optimizer.step() was not called"
 NONE = "not seen: no parameter had a gradient"
 TOLD = "when the loop said that they are there"
 SCALED = (
@@ -28,6 +29,9 @@ IN_CLOSURE = (
     "not seen: they are made inside optimizer.step(closure); call w.gradients() at the end of the closure, "
     "after the backward pass"
 )
+
+NOT_SEEN = frozenset({NONE, SCALED, IN_CLOSURE})
+"""Labels of gradients that cannot be read."""
 
 # The private one is what clip_grad_norm_ calls, under whichever name it is called itself.
 _BY_NORM = Patch(clip_grad, "_clip_grads_with_norm_")
@@ -47,6 +51,8 @@ class Updates:
             seen: called with a label whenever gradients are there and may be read; what is seen last counts.
             updated: called after every update, with gradients still there.
         """
+        self.listening = False
+        """Whether gradients are looked at in this step; without it nothing is computed."""
         self.attempted = 0
         """Updates since `restart`, those that a GradScaler skipped included."""
         self.made = 0
@@ -79,12 +85,12 @@ class Updates:
             self._undo.pop()()
 
     def _by_norm(self, parameters: Any, max_norm: float, total_norm: Tensor, *_: Any, **__: Any) -> None:
-        if self._ours(parameters):
+        if self.listening and self._ours(parameters):
             whole = self._before_clipping(parameters)
             self.clip_factor = (max_norm / (total_norm.detach() + 1e-6)).clamp(max=1.0) if whole else None
 
     def _by_value(self, parameters: Any, *_: Any, **__: Any) -> None:
-        if self._ours(parameters):
+        if self.listening and self._ours(parameters):
             self._before_clipping(parameters)
 
     def _before_clipping(self, parameters: Any) -> bool:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from foreshock.core import plugins
 from foreshock.core.config import Spec
 from foreshock.core.errors import UserError, require
+from foreshock.core.run_folder import WATCH
 from foreshock.probes.processes import rank
 from foreshock.training.cadence import Cadence
 from foreshock.training.updates import inner_optimizer
@@ -79,7 +80,7 @@ def watch(
     wanted = [sinks] if isinstance(sinks, str) or callable(sinks) else sinks
     opened = [sink if callable(sink) else _open(sink, Path(out)) for sink in wanted] if rank() == 0 else []
     watched = attach(model, optimizer, specs, loss_fn, output_module)
-    config = {"task": "watch", "every": every, "budget": budget, "monitors": list(watched.observers)}
+    config = {"task": WATCH, "every": every, "budget": budget, "monitors": list(watched.observers)}
     try:
         record = Record(Path(out) if rank() == 0 else None, config, manifest_of(model), resume=resume)
     except BaseException:

@@ -10,8 +10,9 @@ from typing import Any
 
 from filelock import Timeout
 
+from foreshock.core import files
 from foreshock.core.errors import RunFolderError
-from foreshock.core.run_folder import RunFolder, Status
+from foreshock.core.run_folder import WATCH, RunFolder, Status
 
 HEARTBEAT = 5.0
 """Seconds between status writes."""
@@ -42,7 +43,7 @@ class Record:
             raise RunFolderError(
                 f"{folder.path} holds a run already; choose another folder, or go on with it by resume=True"
             )
-        if resume and folder.exists() and folder.config().get("task") != "watch":
+        if resume and folder.exists() and folder.config().get("task") != WATCH:
             raise RunFolderError(f"{folder.path} holds a run that was not watched; choose another folder")
         folder.create(config)
         try:
@@ -62,8 +63,8 @@ class Record:
 
     def last_step(self) -> int:
         """The last step on record, 0 without any."""
-        rows = [] if self._folder is None else self._folder.metrics()
-        return int(rows[-1]["step"]) if rows else 0
+        last = None if self._folder is None else files.latest(self._folder.path / "metrics.jsonl", "step")
+        return int(last or 0)
 
     def cut_after(self, step: int) -> None:
         """Drop the rows of later steps, so that no step appears twice."""

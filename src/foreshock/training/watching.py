@@ -28,7 +28,7 @@ from foreshock.probes.processes import of_rank_0
 from foreshock.training.cadence import Cadence
 from foreshock.training.panel import Panel, Row
 from foreshock.training.running_loss import RunningLoss
-from foreshock.training.updates import NONE, TOLD, Updates
+from foreshock.training.updates import NONE, NOT_SEEN, TOLD, UNCALLED, Updates
 from foreshock.training.watch_record import Record, say
 from foreshock.training.watched import Watched
 
@@ -56,7 +56,7 @@ class Watch:
         self._logits: Tensor | None = None
         self._lr_at_update: float | None = None
         self._own_s = 0.0
-        self._how_gradients = "not seen: optimizer.step() was not called"
+        self._how_gradients = UNCALLED
         self._described: dict[str, Any] | None = None
         self._losses = RunningLoss()
         self._peak_lr = 0.0
@@ -104,7 +104,8 @@ class Watch:
         """
         self._check(loss, batch)
         info, self._info = self._info, None
-        self.steps += max(1, self._updates.made)
+        made = max(1, self._updates.made)  # an update that a GradScaler skipped is a step too
+        self.steps += made
         if loss is not None:
             self._losses.add(loss)
         if not self._updates.made:
@@ -117,7 +118,6 @@ class Watch:
         if info is not None and (every := self._cadence.raised()) is not None:
             reason = "watching took more of the time than its budget"
             self._record.event("interval_raised", step=self.steps, every=every, reason=reason)
-        made = max(1, self._updates.made)
         self._updates.restart()
         self._begin(made)
         self._last = time.perf_counter()
@@ -190,7 +190,8 @@ class Watch:
         """The next step begins, which counts for so many; if it is to be logged, listen."""
         self._gradients = self._logits = self._lr_at_update = self._info = None
         self._own_s = 0.0
-        if not self._cadence.due(self.steps + ahead, self.steps):
+        self._updates.listening = self._cadence.due(self.steps + ahead, self.steps)
+        if not self._updates.listening:
             return
         absent = cast(Tensor, NotGiven("a watched loop gives only the loss, after the step: use another monitor"))
         self._info = StepInfo(step=self.steps + 1, inputs_BT=absent, targets_BT=absent, logits_BTV=absent, loss=absent)
@@ -204,9 +205,9 @@ class Watch:
         if info is None or (self._gradients == TOLD and label != TOLD):
             return
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
-        hidden = label.startswith("not seen")
-        self._gradients = self._how_gradients = label if gradients or hidden else NONE
-        if hidden or not gradients:
+        label = label if gradients or label in NOT_SEEN else NONE
+        self._gradients = self._how_gradients = label
+        if label in NOT_SEEN:
             return
         info.grad_norm = total_norm(gradients)
         if self._watched.logits is not None and self._logits is None:
