@@ -10,9 +10,6 @@ from foreshock.cli.options import read_builder, read_number, shown_as
 if TYPE_CHECKING:
     from foreshock.training.doctor import Examination
 
-BYTES = 257
-"""Vocabulary of the base proxy: bytes, and the end of a document."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
@@ -165,14 +162,12 @@ def curvature_products() -> dict[str, str] | str:
     except ConfigError:
         return "unknown without torch"
     from foreshock.core.run_config import RunConfig
-    from foreshock.probes.curvature.backends import choose_backend
-    from foreshock.probes.curvature.space import ParameterSpace
+    from foreshock.proxy.data.tokenizers.bytes import VOCAB_SIZE
     from foreshock.proxy.model import Proxy
+    from foreshock.training.doctor.facts import products_of
 
     config = RunConfig()
-    model = Proxy(config.model, BYTES, config.data.seq_len)
-    name, reason = choose_backend(model, ParameterSpace(model.parameters()))
-    return {"backend": name, "reason": reason}
+    return products_of(Proxy(config.model, VOCAB_SIZE, config.data.seq_len))
 
 
 def shown(value: Any) -> str:

@@ -55,19 +55,31 @@ def load_builder(name: str) -> Builder:
     Raises:
         ConfigError: it cannot be imported, or does not take width, depth, heads and vocab_size.
     """
-    module, _, function = name.partition(":")
     try:
-        build: Builder = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise ConfigError(
-            f"model.build: cannot import {name!r}: {type(error).__name__}: {error}; give package.module:function, "
-            "importable from the current folder or PYTHONPATH, or path/to/file.py:function"
-        ) from error
+        build: Builder = imported(name)
+    except ConfigError as error:
+        raise ConfigError(f"model.build: {error}") from error
     try:
         inspect.signature(build).bind(width=0, depth=0, heads=0, vocab_size=0)
     except TypeError as error:
         raise ConfigError(f"model.build: {name} must be called as {SIGNATURE}: {error}") from error
     return build
+
+
+def imported(name: str) -> Any:
+    """What `package.module:name` names.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except Exception as error:
+        raise ConfigError(
+            f"cannot import {name!r}: {type(error).__name__}: {error}; give package.module:function, importable from "
+            "the current folder or PYTHONPATH, or path/to/file.py:function"
+        ) from error
 
 
 def logits_of(output: Any) -> Tensor:

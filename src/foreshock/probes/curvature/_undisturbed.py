@@ -1,12 +1,11 @@
 """What evaluating a model changes besides its parameters, saved and put back."""
 
-import random
-import sys
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from foreshock.probes.generators import Generators
 
 
 class Traces:
@@ -17,7 +16,7 @@ class Traces:
     """
 
     def __init__(self, model: nn.Module, parameters: Iterable[Tensor]) -> None:
-        self._generators = _Generators()
+        self._generators = Generators()
         self._modes = [(module, module.training) for module in model.modules()]
         self._buffers = [
             (module._buffers, {name: (buffer, _copy(buffer)) for name, buffer in module._buffers.items()})
@@ -56,7 +55,7 @@ class Traces:
 
     def drew(self) -> bool:
         """Whether a generator has moved since the last rewind."""
-        return not self._generators.agree_with(_Generators())
+        return not self._generators.agree_with(Generators())
 
     def drop_gradients(self) -> None:
         """No parameter has a gradient."""
@@ -76,37 +75,3 @@ class Traces:
 
 def _copy(buffer: Tensor | None) -> Tensor | None:
     return None if buffer is None else buffer.detach().clone()
-
-
-class _Generators:
-    """The global generators of torch (CPU, CUDA), Python and, where it is imported, numpy."""
-
-    def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-        self._python = random.getstate()
-        self._numpy: Any = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-
-    def agree_with(self, other: "_Generators") -> bool:
-        """Whether they are all in the same state; one that was not in use yet is in another."""
-        on_cuda = zip(self._cuda or (), other._cuda or (), strict=False)
-        return (
-            torch.equal(self._cpu, other._cpu)
-            and (self._cuda is None) == (other._cuda is None)
-            and all(torch.equal(one, another) for one, another in on_cuda)
-            and self._python == other._python
-            and _plain(self._numpy) == _plain(other._numpy)
-        )
-
-    def restore(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state_all(self._cuda)
-        random.setstate(self._python)
-        if self._numpy is not None:
-            sys.modules["numpy"].random.set_state(self._numpy)
-
-
-def _plain(state: Any) -> Any:
-    """A state of numpy's with its array as bytes, which can be compared."""
-    return None if state is None else (state[0], state[1].tobytes(), *state[2:])

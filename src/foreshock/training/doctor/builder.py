@@ -3,7 +3,6 @@
 Shapes: B batch, T tokens.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from torch.optim import Optimizer
 
 from foreshock.core.errors import ConfigError, UserError, require
 from foreshock.core.model_config import ModelConfig
-from foreshock.proxy.family import SIGNATURE, build_own, check_logits
+from foreshock.proxy.data.tokenizers.bytes import VOCAB_SIZE
+from foreshock.proxy.family import SIGNATURE, build_own, check_logits, imported
 
-VOCABULARY = 257
-"""Tokens that a model family is built for: bytes, and the end of a document."""
 BATCH_SIZE, SEQ_LEN = 8, 64
 """The batch of random tokens that a model family is tried on, unless another is asked for."""
 _EITHER = (
@@ -78,9 +76,9 @@ def build_for_doctor(
 
 
 def _family(name: str, config: ModelConfig, batch_size: int, seq_len: int) -> Built:
-    model: nn.Module = _called(name, lambda: build_own(config, VOCABULARY, seed=0))
-    tokens_BT = torch.randint(VOCABULARY, (batch_size, seq_len + 1))
-    check_logits(model, tokens_BT[:, :-1], VOCABULARY, name)
+    model: nn.Module = _called(name, lambda: build_own(config, VOCAB_SIZE, seed=0))
+    tokens_BT = torch.randint(VOCAB_SIZE, (batch_size, seq_len + 1))
+    check_logits(model, tokens_BT[:, :-1], VOCAB_SIZE, name)
 
     def loss_fn(model: nn.Module, tokens_BT: Tensor) -> Tensor:
         return F.cross_entropy(model(tokens_BT[:, :-1]).flatten(0, 1), tokens_BT[:, 1:].flatten())
@@ -101,14 +99,7 @@ def _parts(name: str, made: Any) -> Built:
 
 
 def _imported(name: str) -> Callable[..., Any]:
-    module, _, function = name.partition(":")
-    try:
-        build = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise ConfigError(
-            f"cannot import {name!r}: {type(error).__name__}: {error}; give package.module:function, importable from "
-            "the current folder or PYTHONPATH, or path/to/file.py:function"
-        ) from error
+    build = imported(name)
     if not callable(build):
         raise ConfigError(f"{name} is no function; the doctor takes {_EITHER}")
     made: Callable[..., Any] = build

@@ -30,7 +30,7 @@ def facts_of(subject: Subject) -> dict[str, Any]:
         "wrappers": list(_wrappers(subject.model)),
         "activation checkpointing": _checkpointing(model),
         "optimizer": _optimizer(subject),
-        "curvature products": _products(subject.model),
+        "curvature products": products_of(subject.model),
     }
 
 
@@ -86,7 +86,7 @@ def _optimizer(subject: Subject) -> dict[str, Any] | None:
     }
 
 
-def _products(model: nn.Module) -> dict[str, str]:
+def products_of(model: nn.Module) -> dict[str, str]:
     """The back end that makes Hessian-vector products, and why."""
     try:
         name, reason = choose_backend(model, ParameterSpace(model.parameters()))

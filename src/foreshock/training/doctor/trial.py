@@ -1,8 +1,6 @@
 """What watching costs, measured: a copy of the model trains for a few steps, with and without being watched."""
 
 import copy
-import random
-import sys
 import tempfile
 import time
 import warnings
@@ -21,6 +19,7 @@ from foreshock.core.config import Spec
 from foreshock.core.errors import UserError
 from foreshock.core.run_folder import RunFolder
 from foreshock.core.statistics import robust_summary
+from foreshock.probes.generators import generators_kept
 from foreshock.training.doctor.row import Row
 from foreshock.training.doctor.subject import Subject
 from foreshock.training.watch import watch
@@ -108,7 +107,7 @@ def measure(subject: Subject, batch: Any, monitors: Sequence[Spec] | None, rows:
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-4)
     known = None if subject.head is subject.inner else head
     quiet = warnings.catch_warnings(action="ignore")
-    with quiet, _generators_kept(), _gradients_kept(subject.model), tempfile.TemporaryDirectory() as folder:
+    with quiet, generators_kept(), _gradients_kept(subject.model), tempfile.TemporaryDirectory() as folder:
         step = _step_of(model.train(), optimizer, subject.loss_fn, batch)
         plain = _timed(step, 1 + STEPS)[1:]
         out = Path(folder) / "run"
@@ -199,17 +198,3 @@ def _measured(
         missing=tuple(key for key in expected if not any(k == key or k.startswith(f"{key}/") for k in recorded)),
         stopped={e["monitor"]: e["reason"] for e in folder.events() if e["event"] == "monitor_stopped"},
     )
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Python's, numpy's and torch's generators are as they were afterwards."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    state = None if numpy is None else numpy.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(state)

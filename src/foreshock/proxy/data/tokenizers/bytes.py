@@ -8,6 +8,9 @@ import numpy as np
 
 from foreshock.proxy.data.tokenizer import Encoder, Tokenizer
 
+VOCAB_SIZE = 257
+"""One id a byte, and one for the end of a document."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes(Tokenizer):
@@ -18,4 +21,8 @@ class Bytes(Tokenizer):
     def fit(self, documents: Iterable[bytes]) -> Encoder:
         """Nothing is learnt."""
         del documents
-        return Encoder(vocab_size=257, eos=256, encode=lambda text: np.frombuffer(text, np.uint8).astype(np.uint16))
+        return Encoder(
+            vocab_size=VOCAB_SIZE,
+            eos=VOCAB_SIZE - 1,
+            encode=lambda text: np.frombuffer(text, np.uint8).astype(np.uint16),
+        )
