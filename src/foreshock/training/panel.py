@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from foreshock.core.contracts import Observer, StepInfo
+from foreshock.core.contracts import Monitor, Need, Observer, StepInfo
 from foreshock.core.errors import UserError
 from foreshock.probes.shards import is_distributed
 from foreshock.training.ranks import Ranks, pack
@@ -112,6 +112,35 @@ class Panel:
         del self._observers[name]
         if self._stopped is not None:
             self._stopped(name, error)
+
+
+def attach_all(
+    monitors: Mapping[str, Monitor], attach: Callable[[str, Monitor], Observer], *, lenient: bool
+) -> tuple[dict[str, Observer], dict[str, str]]:
+    """The observers by name, last those that evaluate the loss again, which others would hear; and what was left out.
+
+    On an error nothing stays attached.
+
+    Args:
+        monitors: by name.
+        attach: attaches one of them.
+        lenient: whether one that finds nothing to record is left out, with the reason, instead of raising.
+    """
+    observers: dict[str, Observer] = {}
+    left_out: dict[str, str] = {}
+    try:
+        for name, monitor in sorted(monitors.items(), key=lambda item: Need.LOSS in item[1].needs):
+            try:
+                observers[name] = attach(name, monitor)
+            except UserError as error:
+                if not lenient:
+                    raise
+                left_out[name] = str(error)
+    except BaseException:
+        for observer in observers.values():
+            observer.close()
+        raise
+    return observers, left_out
 
 
 def _checked(rows: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:

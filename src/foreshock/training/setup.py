@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foreshock.core import plugins
-from foreshock.core.contracts import Context, Edit, Intervention, Monitor, Need
-from foreshock.core.errors import ConfigError, UserError
+from foreshock.core.contracts import Context, Edit, Intervention, Monitor
+from foreshock.core.errors import ConfigError
 from foreshock.core.run_config import RecordConfig, RunConfig, edited
 from foreshock.interventions._find import find_output_module
 from foreshock.proxy.family import build_own
@@ -17,7 +17,7 @@ from foreshock.proxy.model import Proxy
 from foreshock.proxy.optim import build_optimizer
 from foreshock.proxy.parametrization import block_parameters, flops_per_token, initialise
 from foreshock.training.loss import loss_function
-from foreshock.training.panel import Panel
+from foreshock.training.panel import Panel, attach_all
 
 
 @dataclass(kw_only=True)
@@ -103,26 +103,15 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
 
 def _panel(config: RunConfig, context: Context, unheard: dict[str, str]) -> Panel:
     """The monitors, attached. Those of the defaults that a model of the user's own lacks are noted, and left out."""
-    observers, monitors = {}, _monitors(config)
+    monitors: dict[str, Monitor] = {spec.name: plugins.load("monitors", spec) for spec in config.record.monitors}
     lenient = config.model.build is not None and monitors.keys() >= {spec.name for spec in RecordConfig().monitors}
+    observers, left_out = attach_all(monitors, lambda _, monitor: monitor.attach(context), lenient=lenient)
+    unheard |= left_out
 
     def note(name: str, error: Exception) -> None:
         unheard[name] = str(error)
 
-    for name, monitor in monitors.items():
-        try:
-            observers[name] = monitor.attach(context)
-        except UserError as error:
-            if not lenient:
-                raise
-            note(name, error)
     return Panel(observers, stopped=note if lenient else None)
-
-
-def _monitors(config: RunConfig) -> dict[str, Monitor]:
-    """The monitors in the order of the config; last those that evaluate the loss again, which others would hear."""
-    monitors: dict[str, Monitor] = {spec.name: plugins.load("monitors", spec) for spec in config.record.monitors}
-    return dict(sorted(monitors.items(), key=lambda item: Need.LOSS in item[1].needs))
 
 
 def build_model(config: RunConfig, vocab_size: int) -> nn.Module:

@@ -18,6 +18,7 @@ from foreshock.interventions._find import find_output_module
 from foreshock.probes.hooks import Taps, blocks_of, first_tensor, path
 from foreshock.probes.linears import linears_of
 from foreshock.probes.settings import SIDE_EFFECTS
+from foreshock.training.panel import attach_all
 from foreshock.training.ranks import Ranks, ranks_of
 
 DEFAULT = ("loss", "optim", "attention_logits", "output_logits", "norms", "block_outputs", "throughput")
@@ -123,27 +124,17 @@ def attach(
     declared: dict[str, Monitor] = {str(spec.name): plugins.load("monitors", spec) for spec in specs}
     head = find_output_module(inner) if output_module is None else output_module
     context = Context(model=inner, output_module=head, optimizer=optimizer, loss_fn=loss_fn)
-    observers: dict[str, Observer] = {}
-    left_out: dict[str, str] = {}
-    try:
-        for name, monitor in sorted(declared.items(), key=lambda item: Need.LOSS in item[1].needs):
-            try:
-                if Need.LOGITS in monitor.needs and head is inner:
-                    raise UserError(
-                        f"{name} reads the output logits, and which module makes them is not known of "
-                        f"{type(inner).__name__}: give it as output_module"
-                    )
-                # The loss is that of the model as it is called, wrappers included.
-                whole = replace(context, model=model) if Need.LOSS in monitor.needs else context
-                observers[name] = monitor.attach(whole)
-            except UserError as error:
-                if monitors is not None:
-                    raise
-                left_out[name] = str(error)
-    except BaseException:
-        for observer in observers.values():
-            observer.close()
-        raise
+
+    def attached(name: str, monitor: Monitor) -> Observer:
+        if Need.LOGITS in monitor.needs and head is inner:
+            raise UserError(
+                f"{name} reads the output logits, and which module makes them is not known of "
+                f"{type(inner).__name__}: give it as output_module"
+            )
+        # The loss is that of the model as it is called, wrappers included.
+        return monitor.attach(replace(context, model=model) if Need.LOSS in monitor.needs else context)
+
+    observers, left_out = attach_all(declared, attached, lenient=monitors is None)
     needs = {need for name in observers for need in declared[name].needs}
     return Watched(
         observers=observers,
