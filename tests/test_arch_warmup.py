@@ -35,6 +35,7 @@ from foreshock.proxy.data.prepare import prepare
 from foreshock.proxy.model import Proxy, rope_table
 from foreshock.proxy.parametrization import initialise
 from foreshock.testing import check_intervention, no_host_sync
+from foreshock.training.batches import token_batches
 from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.loop import Loop
 from foreshock.training.setup import Training, build_training
@@ -359,7 +360,7 @@ def make_loop(tmp_path: Path, make_folder: Callable[..., RunFolder]) -> Callable
     def make(folder: RunFolder) -> Loop:
         own = from_json(RunConfig, folder.config())
         data = prepare(own.data, own.train)
-        return Loop(folder, build_training(own, data.vocab_size), data)
+        return Loop(folder, build_training(own, data.vocab_size), token_batches(data, own))
 
     return make
 

@@ -275,7 +275,7 @@ def test_sigterm_while_data_are_prepared_stops_with_one_line(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("foreshock.study.plan.prepare", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("foreshock.tasks.train.prepare", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
     assert run("study", "--out", str(out), *TINY) == 130
     assert capsys.readouterr().err == "stopped; the same command goes on\n"
     assert signal.getsignal(signal.SIGTERM) is before

@@ -22,6 +22,7 @@ from foreshock.probes.curvature.edge import edge_of
 from foreshock.proxy.data.prepare import prepare
 from foreshock.proxy.schedules import schedule_factor
 from foreshock.testing import check_intervention
+from foreshock.training.batches import token_batches
 from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.loop import Loop
 from foreshock.training.setup import Training, build_training
@@ -351,7 +352,7 @@ def test_rows_and_events_of_a_run_tell_the_rate_in_force(make_folder: Callable[.
     config = tiny_config(f"curvature_limit:{options}+record.log_every=1+record.monitors={monitors}")
     folder = make_folder(config)
     data = prepare(config.data, config.train)
-    assert Loop(folder, build_training(config, data.vocab_size), data).run() == "done"
+    assert Loop(folder, build_training(config, data.vocab_size), token_batches(data, config)).run() == "done"
     rows = {row["step"]: row for row in folder.metrics() if row["step"]}
     for step, row in rows.items():
         assert (row["optim/lr"] < rate_of(config, step)) is (step >= 4)

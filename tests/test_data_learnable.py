@@ -11,7 +11,7 @@ from foreshock.core.run_config import DataConfig, OptimConfig, RunConfig, resolv
 from foreshock.core.run_folder import RunFolder
 from foreshock.proxy.data.bigram import bigram_of
 from foreshock.proxy.data.prepare import prepare
-from foreshock.tasks.train import run
+from foreshock.training.run import run_on_tokens
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_a_small_proxy_beats_the_bigram_but_not_the_entropy(tmp_path):
     config = dataclasses.replace(config, record=dataclasses.replace(config.record, monitors=()))
     folder = RunFolder(tmp_path / "run")
     folder.create(to_json(config))
-    run(folder, lambda: False)
+    run_on_tokens(config, folder, lambda: False)
     folder.close()
     tokens = prepare(config.data, config.train)
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")

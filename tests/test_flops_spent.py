@@ -10,6 +10,7 @@ from foreshock.core.contracts import Observer, StepInfo
 from foreshock.core.run_config import RunConfig
 from foreshock.core.run_folder import RunFolder
 from foreshock.proxy.data.prepare import TokenData, prepare
+from foreshock.training.batches import token_batches
 from foreshock.training.loop import Loop
 from foreshock.training.panel import Panel
 from foreshock.training.setup import build_training
@@ -36,7 +37,7 @@ def watched(folder: RunFolder) -> tuple[Loop, Shares, TokenData]:
     data = prepare(config.data, config.train)
     training, shares = build_training(config, data.vocab_size), Shares()
     training.panel = Panel({"shares": shares})
-    return Loop(folder, training, data), shares, data
+    return Loop(folder, training, token_batches(data, config)), shares, data
 
 
 def head_of(data: TokenData) -> int:

@@ -23,6 +23,7 @@ from foreshock.interventions import apply
 from foreshock.interventions.progressive_residual import ProgressiveResidual
 from foreshock.proxy.data.prepare import prepare
 from foreshock.testing import check_intervention, no_host_sync
+from foreshock.training.batches import token_batches
 from foreshock.training.loop import Loop
 from foreshock.training.setup import Training, build_training
 from foreshock.training.step import train_step
@@ -119,7 +120,7 @@ def test_a_resumed_run_has_the_same_bits(make_folder: Callable[..., RunFolder], 
         folder = make_folder(own, name) if len(loops) < 2 else loops[1].folder
         config = from_json(RunConfig, folder.config())
         data = prepare(config.data, config.train)
-        loops.append(Loop(folder, build_training(config, data.vocab_size), data))
+        loops.append(Loop(folder, build_training(config, data.vocab_size), token_batches(data, config)))
         first = loops[1] if len(loops) == 2 else None
         loops[-1].run(stop=lambda first=first: first is not None and first.progress.step >= stop_at)
     ours, theirs = (loops[i].training.model.state_dict() for i in (2, 0))

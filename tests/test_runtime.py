@@ -11,6 +11,7 @@ from foreshock.core.config import to_json
 from foreshock.core.run_config import RuntimeConfig
 from foreshock.core.run_folder import RunFolder
 from foreshock.proxy.data.prepare import prepare
+from foreshock.training.batches import token_batches
 from foreshock.training.loop import Loop
 from foreshock.training.setup import build_training
 from foreshock.training.step import train_step
@@ -24,7 +25,7 @@ def record_of(path: Path, runtime: RuntimeConfig) -> list[dict[str, float]]:
     folder = RunFolder(path)
     folder.create(to_json(config))
     data = prepare(config.data, config.train)
-    assert Loop(folder, build_training(config, data.vocab_size), data).run() == "done"
+    assert Loop(folder, build_training(config, data.vocab_size), token_batches(data, config)).run() == "done"
     return folder.metrics()
 
 

@@ -37,9 +37,10 @@ from foreshock.study import recipes
 from foreshock.study.grid import Size, Study, parse_arms
 from foreshock.study.plan import make_plan
 from foreshock.study.rehearsals import rehearse
-from foreshock.tasks import train
+from foreshock.training.batches import token_batches
 from foreshock.training.loop import Loop, evaluate
 from foreshock.training.rehearsal import rehearse as rehearse_here
+from foreshock.training.run import run_on_tokens
 from foreshock.training.setup import build_training, head_of, training_flops
 from tests.conftest import tiny_config
 
@@ -189,7 +190,7 @@ def own(build: str = "nano:build", arm: str = "none", **options: Any) -> RunConf
 def loop_in(folder: RunFolder) -> Loop:
     config = from_json(RunConfig, folder.config())
     data = prepare(config.data, config.train)
-    return Loop(folder, build_training(config, data.vocab_size), data)
+    return Loop(folder, build_training(config, data.vocab_size), token_batches(data, config))
 
 
 def bits(folder: RunFolder) -> list[dict[str, Any]]:
@@ -346,10 +347,10 @@ def test_evaluation_neither_drops_nor_moves_training(make_folder: Make) -> None:
     assert model.training
     model.eval()
     with torch.no_grad():
-        batches = [torch.from_numpy(batch) for batch in often.held_out]
+        batches = often.batches.held_out
         losses = [F.cross_entropy(model(b[:, :-1]).flatten(0, 1), b[:, 1:].flatten()) for b in batches]
     model.train()
-    assert evaluate(often.training, often.held_out) == float(torch.stack(losses).double().mean())
+    assert evaluate(often.training, often.batches.held_out) == float(torch.stack(losses).double().mean())
     assert model.training
 
 
@@ -396,7 +397,7 @@ def test_a_worker_refuses_a_source_that_changed(make_folder: Make, folder: Path)
     run.write_manifest({"run_id": run_id(config, data.hash), "data": {"hash": data.hash}})
     (folder / "nano.py").write_text(NANO + "\n# changed\n")
     with pytest.raises(RunFolderError, match="source of nano has changed"):
-        train.run(run, lambda: False)
+        run_on_tokens(config, run, lambda: False)
 
 
 @pytest.mark.usefixtures("importable")

@@ -26,7 +26,7 @@ from foreshock.study.launchers.base import RunSpec
 from foreshock.study.launchers.local import LocalLauncher
 from foreshock.study.plan import Plan, make_plan, plan_single
 from foreshock.study.runner import Progress, StudyResult, run_plan
-from foreshock.tasks.worker import run_locked
+from foreshock.tasks._worker import run_locked
 
 BOTH = pytest.mark.parametrize("fork", [True, False], ids=["forked", "processes"])
 

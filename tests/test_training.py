@@ -15,6 +15,7 @@ from foreshock.core.contracts import Intervention, StepInfo
 from foreshock.core.run_config import RecordConfig, RunConfig, TrainConfig
 from foreshock.core.run_folder import RunFolder
 from foreshock.proxy.data.prepare import prepare
+from foreshock.training.batches import token_batches
 from foreshock.training.clock import Clock
 from foreshock.training.loop import Loop, evaluate
 from foreshock.training.setup import Training, build_training
@@ -29,7 +30,7 @@ WALL_CLOCK = ("throughput/", "monitors/")
 def loop_in(folder: RunFolder) -> Loop:
     config = from_json(RunConfig, folder.config())
     data = prepare(config.data, config.train)
-    return Loop(folder, build_training(config, data.vocab_size), data)
+    return Loop(folder, build_training(config, data.vocab_size), token_batches(data, config))
 
 
 def bits(folder: RunFolder) -> list[dict[str, Any]]:
@@ -137,11 +138,11 @@ def test_early_stop_above_initialisation(make_folder: Make) -> None:
 def test_evaluation_is_plain_cross_entropy(make_folder: Make) -> None:
     """Held-out loss is the token mean of -log p, whatever extra losses training has."""
     loop = loop_in(make_folder(tiny_config("z_loss:weight=10")))
-    batches = torch.stack([torch.from_numpy(b) for b in loop.held_out])
+    batches = torch.stack(list(loop.batches.held_out))
     with torch.no_grad():
         log_p = loop.training.model(batches[:, :, :-1].flatten(0, 1)).double().log_softmax(-1)
     expected = -log_p.gather(-1, batches[:, :, 1:].flatten(0, 1)[..., None]).mean()
-    assert evaluate(loop.training, loop.held_out) == pytest.approx(float(expected), rel=1e-6)
+    assert evaluate(loop.training, loop.batches.held_out) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_step_follows_its_phases() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from foreshock.core.run_config import RunConfig
+    from foreshock.core.run_folder import RunFolder, Status
 
 
 @dataclass(kw_only=True)
@@ -24,9 +25,9 @@ class StepInfo:
     step: int
     """1 for the first optimizer step."""
     inputs_BT: Tensor
-    """Token ids the model saw."""
+    """Token ids the model saw; inputs of another kind where a task has such."""
     targets_BT: Tensor
-    """Token ids it had to predict."""
+    """Token ids it had to predict, or one class an input."""
     logits_BTV: Tensor
     """Output logits, before any loss."""
     loss: Tensor
@@ -46,7 +47,7 @@ class StepInfo:
     updated: bool = True
     """Whether the optimizer made its update; not so where a GradScaler skipped it."""
     batch: Any = None
-    """The batch as somebody else's loop has it, where `inputs_BT` and `targets_BT` are not known."""
+    """The batch as somebody else's loop or another task has it, where it is no token ids (B, T+1)."""
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """What plug-ins have to tell of this step besides numbers, by name and with facts; goes to events.jsonl."""
 
@@ -97,6 +98,37 @@ class Edit:
     """Names of the modules, or of the parameter groups as `group 0`."""
     undo: Callable[[], None]
     """Puts back what was there; what was learned meanwhile by the parameters that stay is kept."""
+
+
+class Task:
+    """What one run does. A plug-in is a frozen dataclass in `tasks/<name>.py`, its options what only such runs have.
+
+    Its module imports no torch at its top level: `data` and `rough_seconds` are asked while planning.
+    """
+
+    semantics: ClassVar[int] = 1
+    """Raised when its meaning changes, so that older runs are not taken for new ones."""
+
+    @property
+    def builds_proxy(self) -> bool:
+        """Whether it builds what `config.model` describes; else only width, depth and heads may be set there."""
+        return False
+
+    def data(self, config: RunConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """Prepare what the run learns from, and tell its manifest, with a `hash` that is equal exactly when it is.
+
+        Raises:
+            UserError: the data are missing, or the config is none that this task can run.
+        """
+        raise TypeError(f"{type(self).__name__} must override data")
+
+    def rough_seconds(self, config: RunConfig) -> float:
+        """A rough guess at the wall time of the run, good to a factor of two on a present-day CPU."""
+        raise TypeError(f"{type(self).__name__} must override rough_seconds")
+
+    def run(self, config: RunConfig, folder: RunFolder, stop: Callable[[], bool]) -> Status:
+        """Do the run from where its folder stands, and write its last status; `stop()` interrupts it."""
+        raise TypeError(f"{type(self).__name__} must override run")
 
 
 class Intervention:

@@ -156,8 +156,8 @@ class RecordConfig:
 class RunConfig:
     """One run: everything that determines its bits, and what it records."""
 
-    task: str = "train"
-    """What the run does: a file of `foreshock/tasks`."""
+    task: Spec = plugin("tasks", "train")
+    """What the run does: train the model on tokens, or another experiment."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -184,7 +184,7 @@ def resolve(config: RunConfig) -> RunConfig:
             proxy has, asked of a model of the user's own.
     """
     resolved: RunConfig = _resolve_specs(from_json(RunConfig, to_json(config)))
-    check_settings(resolved.model, _resolve_specs(ModelConfig(build=resolved.model.build)))
+    check_settings(resolved.model, _resolve_specs(ModelConfig(build=resolved.model.build)), builder_of(resolved))
     check_conflicts(resolved)
     return resolved
 
@@ -202,7 +202,7 @@ def check_conflicts(config: RunConfig) -> None:
         require(given.count(name) == 1, "interventions", "must name each intervention once", given)
         clash = sorted(set(cure.conflicts) & active) if name in active else []
         require(not clash, "interventions", f"cannot combine {name} with {', '.join(clash)}; drop one", given)
-    check_interventions(config.model, cures)
+    check_interventions(builder_of(config), cures)
     # From multipliers of 1: there alone x·y and y·x are the same number to the last digit.
     start = replace(config, model=replace(config.model, roles=Roles()))
     for (first, one), (second, other) in combinations(cures.items(), 2):
@@ -212,6 +212,15 @@ def check_conflicts(config: RunConfig) -> None:
     built = edited(config)
     for cure in cures.values():
         cure.check(built)
+
+
+def builder_of(config: RunConfig) -> str | None:
+    """Who builds the model: the user's function or a task, by name; None where it is foreshock's proxy."""
+    if plugin_loader.load("tasks", config.task).builds_proxy:
+        return config.model.build
+    rule = f"cannot be trained by task {config.task.name}, which builds its own model; leave it out"
+    require(config.model.build is None, "model.build", rule, config.model.build)
+    return f"task {config.task.name}"
 
 
 def _is_neutral(cure: Any) -> bool:
@@ -238,6 +247,8 @@ def run_id(config: RunConfig, data_hash: str) -> str:
         semantics[f"{config.model.build} source"] = plugin_loader.source_digest(config.model.build)
     for spec in config.interventions:
         semantics[spec.name] = plugin_loader.load("interventions", spec).semantics
+    if config.task.name != "train":
+        semantics[f"task {config.task.name}"] = plugin_loader.load("tasks", config.task).semantics
     for name in _names_of_plugins(replace(config, record=RecordConfig(monitors=()))):
         if ":" in name:
             semantics[f"{name} source"] = plugin_loader.source_digest(name)
@@ -247,8 +258,11 @@ def run_id(config: RunConfig, data_hash: str) -> str:
 def bits_of(config: RunConfig) -> dict[str, Any]:
     """The resolved config as JSON without `record`: what determines the bits."""
     bits = {key: value for key, value in to_json(resolve(config)).items() if key != "record"}
-    if config.model.build is None:  # as in the configs of runs from before there was this setting
+    # As in the configs of runs from before there were these settings.
+    if config.model.build is None:
         del bits["model"]["build"]
+    if config.task == Spec("train"):
+        bits["task"] = "train"
     return bits
 
 

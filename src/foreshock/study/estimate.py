@@ -6,19 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from foreshock.core import plugins
 from foreshock.core.config import canonical_json
 from foreshock.core.run_config import RunConfig
-
-START_UP = 1.0
-"""Seconds a run spends before its first step."""
-SECONDS_PER_WIDTH = 1.3e-7
-"""Single-threaded CPU seconds a token, block and feature of width: what small matrices cost besides arithmetic."""
-CPU_FLOPS = 60e9
-"""Single-threaded fp32 FLOP/s on matrices of this size."""
-CUDA_FLOPS = 1.5e14
-"""Attainable bf16 FLOP/s of one device."""
-CUDA_STEP = 0.01
-"""Seconds a step costs on a device however small the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +25,15 @@ class Estimate:
 
 
 def rough_seconds(config: RunConfig) -> float:
-    """A rough guess at the wall time of one run, good to a factor of two on a present-day CPU.
-
-    start-up + tokens · L · (a·d + 72·d² / FLOP/s), from single-threaded runs of 300 steps of 16 × 64 tokens that
-    took 4.5 s at 32×2, 12 s at 64×3 and 36 s at 128×4.
-    """
-    model, steps = config.model, config.train.steps
-    tokens = steps * config.data.batch_size * config.data.seq_len
-    flops = tokens * model.depth * 72.0 * model.width**2
-    if config.runtime.device == "cuda":
-        return START_UP + steps * CUDA_STEP + flops / CUDA_FLOPS
-    overhead = tokens * model.depth * model.width * SECONDS_PER_WIDTH
-    return START_UP + (overhead + flops / CPU_FLOPS) / config.runtime.threads
+    """A rough guess at the wall time of one run."""
+    seconds: float = plugins.load("tasks", config.task).rough_seconds(config)
+    return seconds
 
 
 def shape_key(config: RunConfig) -> str:
-    """Runs with equal keys cost the same: same model, batch, length and device."""
+    """Runs with equal keys cost the same: same task, model, batch, length and device."""
     return canonical_json(
-        [config.model, config.data.batch_size, config.data.seq_len, config.train.steps, config.runtime]
+        [config.task, config.model, config.data.batch_size, config.data.seq_len, config.train.steps, config.runtime]
     )
 
 

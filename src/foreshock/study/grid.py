@@ -11,7 +11,7 @@ from foreshock.core.arms import AXES, Arm
 from foreshock.core.config import canonical_json, field_types, parse_value, replace_at, split_outside, to_json
 from foreshock.core.errors import ConfigError, RunFolderError, require
 from foreshock.core.own_model import is_setting
-from foreshock.core.run_config import RunConfig, bits_of, resolve
+from foreshock.core.run_config import RunConfig, bits_of, builder_of, resolve
 from foreshock.study.estimate import rough_seconds
 
 HEAD_DIMENSION = 16
@@ -122,7 +122,7 @@ def reachable(arms: Iterable[Arm], base: RunConfig) -> tuple[Arm, ...]:
             return False
         return True
 
-    return tuple(arm for arm in arms if base.model.build is None or reaches(arm))
+    return tuple(arm for arm in arms if builder_of(base) is None or reaches(arm))
 
 
 @dataclass(frozen=True, kw_only=True)

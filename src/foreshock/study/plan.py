@@ -8,10 +8,7 @@ from typing import Any
 from foreshock.core import plugins
 from foreshock.core.arms import arm_name
 from foreshock.core.config import canonical_json
-from foreshock.core.errors import unknown
 from foreshock.core.run_config import RunConfig, resolve, run_id
-from foreshock.proxy.data.bigram import bigram_of
-from foreshock.proxy.data.prepare import prepare
 from foreshock.study import machine
 from foreshock.study.estimate import Estimate, estimate, measure
 from foreshock.study.folder import Run, SingleFolder, StudyFolder
@@ -126,13 +123,9 @@ def _planned(
 
 
 def check_machine(configs: Sequence[RunConfig]) -> None:
-    """Raise a ConfigError if a config names an unknown task or model, or this machine cannot run it."""
+    """Raise a ConfigError if a config names an unknown model, or this machine cannot run it."""
     machine.check_torch()
     check_importable(configs)
-    known = [name for name in plugins.names("tasks") if name != "worker"]
-    for task in {config.task for config in configs}:
-        if task not in known:
-            raise unknown("task", task, known)
     for runtime in {config.runtime for config in configs}:
         machine.check_device(runtime)
 
@@ -147,15 +140,13 @@ def _run(config: RunConfig, data: dict[str, Any], base: RunConfig) -> Run:
 
 
 def _prepare_all(configs: Sequence[RunConfig], progress: DataProgress | None) -> Callable[[RunConfig], dict[str, Any]]:
-    """Prepare the tokens of every run, each corpus once; gives the manifest of a run's tokens, with their hash."""
+    """Prepare the data of every run, each once; gives the manifest of a run's data, with their hash."""
 
     def key(config: RunConfig) -> str:
-        return canonical_json([config.data, config.train])
+        return canonical_json([config.task, config.data, config.train])
 
     manifests: dict[str, dict[str, Any]] = {}
     for config in configs:
         if key(config) not in manifests:
-            tokens = prepare(config.data, config.train, progress)
-            bigram_of(tokens, config.data, config.train)  # here once, or the first runs would each count for themselves
-            manifests[key(config)] = tokens.manifest | {"hash": tokens.hash}
+            manifests[key(config)] = plugins.load("tasks", config.task).data(config, progress)
     return lambda config: manifests[key(config)]

@@ -20,7 +20,7 @@ from foreshock.study.interrupts import Interrupts
 from foreshock.study.launchers.base import Handle, Launcher
 from foreshock.study.launchers.local import LOG, on_this_machine
 from foreshock.study.plan import Plan
-from foreshock.tasks.worker import HELD_ELSEWHERE
+from foreshock.tasks._worker import HELD_ELSEWHERE
 
 TICK = 0.05
 """Seconds between looks at the workers; what a slot may stand empty."""

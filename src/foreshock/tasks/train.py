@@ -1,66 +1,61 @@
-"""Train one model: the task behind every run of a study."""
+"""Train a model on tokens: the task behind every run of a study."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from foreshock.core.config import from_json
-from foreshock.core.errors import DataError, RunFolderError
-from foreshock.core.manifest import environment
-from foreshock.core.run_config import RunConfig, run_id
-from foreshock.core.run_folder import RunFolder, Status
+from foreshock.core.contracts import Task
 from foreshock.proxy.data.bigram import bigram_of
-from foreshock.proxy.data.prepare import TokenData, compare_manifests, prepare
-from foreshock.proxy.parametrization import block_parameters
-from foreshock.training.loop import Loop
-from foreshock.training.setup import Training, build_training, training_flops
+from foreshock.proxy.data.prepare import prepare
+
+if TYPE_CHECKING:
+    from foreshock.core.run_config import RunConfig
+    from foreshock.core.run_folder import RunFolder, Status
+
+START_UP = 1.0
+"""Seconds a run spends before its first step."""
+SECONDS_PER_WIDTH = 1.3e-7
+"""Single-threaded CPU seconds a token, block and feature of width: what small matrices cost besides arithmetic."""
+CPU_FLOPS = 60e9
+"""Single-threaded fp32 FLOP/s on matrices of this size."""
+CUDA_FLOPS = 1.5e14
+"""Attainable bf16 FLOP/s of one device."""
+CUDA_STEP = 0.01
+"""Seconds a step costs on a device however small the model."""
 
 
-def run(folder: RunFolder, stop: Callable[[], bool]) -> Status:
-    """Train the model of the folder's config from where the folder stands; `stop()` interrupts it."""
-    config = from_json(RunConfig, folder.config())
-    torch.set_num_threads(config.runtime.threads)
-    # A diverging run is full of denormals, which are many times slower than zeros.
-    torch.set_flush_denormal(True)
-    data = prepare(config.data, config.train)
-    check_same_tokens(folder, data)
-    check_same_model(folder, config, data)
-    training = build_training(config, data.vocab_size)
-    folder.write_manifest({"run_id": run_id(config, data.hash), **manifest(training, data)})
-    return Loop(folder, training, data).run(stop)
+@dataclass(frozen=True, kw_only=True)
+class Train(Task):
+    """The model that `model` describes, the proxy or one of the user's own, learns to predict the next token."""
 
+    @property
+    def builds_proxy(self) -> bool:
+        """It is what `model` is there for."""
+        return True
 
-def check_same_tokens(folder: RunFolder, data: TokenData) -> None:
-    """Raise a DataError if the run was begun on other tokens: a resumed run would be neither one nor the other."""
-    begun = folder.manifest().get("data", {})
-    if begun.get("hash", data.hash) != data.hash:
-        differences = "; ".join(compare_manifests(begun, data.manifest | {"hash": data.hash}))
-        raise DataError(f"{folder.path} was begun on other data ({differences}); restore it or choose another --out")
+    def data(self, config: RunConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """Tokenize the corpus, and count its pairs."""
+        tokens = prepare(config.data, config.train, progress)
+        bigram_of(tokens, config.data, config.train)  # here once, or the first runs would each count for themselves
+        return tokens.manifest | {"hash": tokens.hash}
 
+    def rough_seconds(self, config: RunConfig) -> float:
+        """start-up + tokens · L · (a·d + 72·d² / FLOP/s).
 
-def check_same_model(folder: RunFolder, config: RunConfig, data: TokenData) -> None:
-    """Raise a RunFolderError if the file of a model of the user's own changed after the run was planned or begun."""
-    begun = folder.manifest().get("run_id")
-    if config.model.build is not None and begun not in (None, run_id(config, data.hash)):
-        file = config.model.build.partition(":")[0]
-        raise RunFolderError(f"the source of {file} has changed since {folder.path} was planned; start the study again")
+        From single-threaded runs of 300 steps of 16 × 64 tokens that took 4.5 s at 32×2, 12 s at 64×3, 36 s at 128×4.
+        """
+        model, steps = config.model, config.train.steps
+        tokens = steps * config.data.batch_size * config.data.seq_len
+        flops = tokens * model.depth * 72.0 * model.width**2
+        if config.runtime.device == "cuda":
+            return START_UP + steps * CUDA_STEP + flops / CUDA_FLOPS
+        overhead = tokens * model.depth * model.width * SECONDS_PER_WIDTH
+        return START_UP + (overhead + flops / CPU_FLOPS) / config.runtime.threads
 
+    def run(self, config: RunConfig, folder: RunFolder, stop: Callable[[], bool]) -> Status:
+        """Train from where the folder stands."""
+        from foreshock.training.run import run_on_tokens
 
-def manifest(training: Training, data: TokenData) -> dict[str, object]:
-    """What the record says about where and on what the run ran."""
-    config = training.config
-    return environment() | {
-        "device": device_name(config.runtime.device),
-        "threads": config.runtime.threads,
-        "params": block_parameters(training.model),
-        "params_total": sum(p.numel() for p in training.model.parameters()),
-        "flops_per_token": training_flops(training.model, config, training.output_module),
-        "tokens_per_step": config.data.batch_size * config.data.seq_len,
-        "data": data.manifest | {"hash": data.hash},
-        "bigram_loss": bigram_of(data, config.data, config.train),
-    }
-
-
-def device_name(device: str) -> str:
-    """The name of the device the run computes on."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+        return run_on_tokens(config, folder, stop)

@@ -2,23 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from foreshock.core.contracts import StepInfo
 from foreshock.core.run_folder import RunFolder, Status
-from foreshock.proxy.data.batches import held_out_batches, train_batch
-from foreshock.proxy.data.prepare import TokenData
 from foreshock.proxy.family import evaluating, reseed
+from foreshock.training.batches import Batch, Batches
 from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.clock import Clock
 from foreshock.training.loss import predict
 from foreshock.training.panel import Row, to_host
-from foreshock.training.setup import Training, head_parameters, training_flops
+from foreshock.training.setup import Training, head_parameters
 from foreshock.training.step import train_step
 
 FINITE_CHECK = 10
@@ -51,19 +49,15 @@ class Progress:
 class Loop:
     """One run from where its folder stands to its end."""
 
-    def __init__(self, folder: RunFolder, training: Training, data: TokenData) -> None:
-        self.folder, self.training = folder, training
+    def __init__(self, folder: RunFolder, training: Training, batches: Batches) -> None:
+        self.folder, self.training, self.batches = folder, training, batches
         self.train_config, self.record = training.config.train, training.config.record
-        self.train_tokens = data.train_tokens
-        self.shape = {"seq_len": training.config.data.seq_len, "batch_size": training.config.data.batch_size}
-        self.held_out = held_out_batches(data.held_out_tokens, count=self.train_config.eval_batches, **self.shape)
         # Outcomes compare windows of a tenth of the run: with a row at the end of each they are exact.
         self.window_ends = {math.ceil(self.train_config.steps * k / 10) for k in range(1, 11)}
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
         self.clock = Clock()
         self.told: set[str] = set()
-        self.flops_per_token = training_flops(training.model, training.config, training.output_module)
         self.last_heartbeat = 0.0
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Status:
@@ -94,17 +88,17 @@ class Loop:
             return
         self.folder.truncate_to(0)
         self.folder.append_event("started")
-        self.progress.loss_init = self.progress.loss_held_out = evaluate(self.training, self.held_out)
+        self.progress.loss_init = self.progress.loss_held_out = evaluate(self.training, self.batches.held_out)
         self.folder.append_metrics({"step": 0, "loss/held_out": self.progress.loss_init})
 
     def _step(self, step: int) -> str | None:
         """One step and what is due after it; returns why the run must stop early, if it must."""
         logged = is_logged(step, self.train_config.steps, self.record.log_every)
-        batch = train_batch(self.train_tokens, step, seed=self.train_config.seed, **self.shape)
+        batch = self.batches.at(step)
         if self.training.config.model.build is not None:  # its dropout must not depend on where the run was resumed
             reseed(self.train_config.seed, f"step/{step}")
         started = time.perf_counter()
-        info = train_step(self.training, step, torch.from_numpy(batch), logged=logged)
+        info = train_step(self.training, step, batch, logged=logged)
         for event, facts in info.events:
             self.folder.append_event(event, step=step, **facts)
         self.loss_sum += info.loss.detach()
@@ -152,13 +146,14 @@ class Loop:
 
         Without a block the head is left, at 6 FLOPs a weight and token.
         """
-        head = 6 * head_parameters(self.training.output_module) / self.flops_per_token
+        flops = self.training.flops_per_token
+        head = 6 * head_parameters(self.training.output_module) / flops if flops else 0.0
         shares = [i.flops_share(step) for i in self.training.interventions.values()] if step else []
         return step * (1 - (1 - head) * (1 - math.prod(shares)))
 
     def _evaluate(self) -> float:
         progress = self.progress
-        progress.loss_held_out = evaluate(self.training, self.held_out)
+        progress.loss_held_out = evaluate(self.training, self.batches.held_out)
         # `not <=` so that a nan counts as above.
         above = not progress.loss_held_out <= progress.loss_init
         progress.above_init = progress.above_init + 1 if above else 0
@@ -172,8 +167,8 @@ class Loop:
     def _write_status(self, status: Status, **facts: object) -> None:
         progress = self.progress
         facts |= {"loss_held_out": progress.loss_held_out, "loss_init": progress.loss_init}
-        tokens = self._whole_steps(progress.step) * math.prod(self.shape.values())
-        facts |= {"flops": self.flops_per_token * tokens}
+        tokens = self._whole_steps(progress.step) * self.training.tokens_per_step
+        facts |= {"flops": self.training.flops_per_token * tokens}
         self.folder.write_status(
             status, step=progress.step, steps=self.train_config.steps, wall_s=progress.seconds, **facts
         )
@@ -211,10 +206,10 @@ def is_logged(step: int, steps: int, log_every: int) -> bool:
     return step % log_every == 0 or step in (1, math.ceil(steps / 4), steps)
 
 
-def evaluate(training: Training, batches: list[np.ndarray]) -> float:
-    """Mean cross-entropy in nats per token over the batches, without extra losses."""
+def evaluate(training: Training, batches: Sequence[Batch]) -> float:
+    """Mean cross-entropy over the batches, in nats per token or example, without extra losses."""
     with torch.no_grad(), evaluating(training.model, training.config.train.seed):
         runtime = training.config.runtime
-        losses = [predict(training.forward, torch.from_numpy(batch), runtime).loss for batch in batches]
+        losses = [predict(training.forward, batch, runtime).loss for batch in batches]
         mean: Tensor = torch.stack(losses).double().mean()
     return float(mean)

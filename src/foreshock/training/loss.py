@@ -12,18 +12,21 @@ from torch import Tensor, nn
 
 from foreshock.core.contracts import Intervention, StepInfo
 from foreshock.core.run_config import RuntimeConfig
+from foreshock.training.batches import Batch
 
 
 def predict(
-    model: Callable[[Tensor], Tensor], tokens: Tensor, runtime: RuntimeConfig, *, step: int = 0, lr: float = 0.0
+    model: Callable[[Tensor], Tensor], batch: Batch, runtime: RuntimeConfig, *, step: int = 0, lr: float = 0.0
 ) -> StepInfo:
-    """Logits and cross-entropy of a batch of token ids (B, T+1): the mean over all tokens, in nats."""
-    tokens = tokens.to(torch.device(runtime.device), non_blocking=True)
-    inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
+    """Logits and cross-entropy of a batch: the mean over all tokens, or all examples, in nats."""
+    device, pair = torch.device(runtime.device), isinstance(batch, tuple)
+    whole = tuple(part.to(device, non_blocking=True) for part in (batch if isinstance(batch, tuple) else (batch,)))
+    inputs, targets = whole if pair else (whole[0][:, :-1], whole[0][:, 1:])
     with _autocast(runtime):
-        logits_BTV = model(inputs_BT)
-    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
-    return StepInfo(step=step, inputs_BT=inputs_BT, targets_BT=targets_BT, logits_BTV=logits_BTV, loss=loss, lr=lr)
+        logits = model(inputs)
+    loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+    given = whole if pair else None
+    return StepInfo(step=step, inputs_BT=inputs, targets_BT=targets, logits_BTV=logits, loss=loss, lr=lr, batch=given)
 
 
 def total_loss(interventions: Mapping[str, Intervention], info: StepInfo) -> Tensor:
@@ -39,11 +42,11 @@ def total_loss(interventions: Mapping[str, Intervention], info: StepInfo) -> Ten
 
 def loss_function(
     interventions: Mapping[str, Intervention], runtime: RuntimeConfig
-) -> Callable[[nn.Module, Tensor], Tensor]:
-    """What is trained, as a function of a model and of token ids (B, T+1)."""
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """What is trained, as a function of a model and of a batch."""
 
-    def loss_fn(model: nn.Module, tokens: Tensor) -> Tensor:
-        return total_loss(interventions, predict(model, tokens, runtime))
+    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+        return total_loss(interventions, predict(model, batch, runtime))
 
     return loss_fn
 

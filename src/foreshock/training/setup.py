@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from foreshock.core import plugins
 from foreshock.core.contracts import Context, Edit, Intervention, Monitor
 from foreshock.core.errors import ConfigError
-from foreshock.core.run_config import RecordConfig, RunConfig, edited
+from foreshock.core.run_config import RecordConfig, RunConfig, builder_of, edited
 from foreshock.interventions._find import find_output_module
 from foreshock.proxy.family import build_own
 from foreshock.proxy.model import Proxy
@@ -30,6 +30,10 @@ class Training:
     """The model: the proxy, or one of the user's own."""
     output_module: nn.Module
     """What makes its output logits."""
+    flops_per_token: float
+    """Training FLOPs a token by the convention of `training_flops`; 0 of a task's own model."""
+    tokens_per_step: int
+    """Tokens of one optimizer step; examples where a task has those."""
     parameters: tuple[nn.Parameter, ...]
     """What is trained, listed once: walking the modules every step costs a tiny proxy a per cent."""
     forward: Callable[[Tensor], Tensor]
@@ -56,8 +60,13 @@ def check_runtime(config: RunConfig) -> None:
         raise ConfigError("runtime.device is 'cuda' but torch sees no CUDA device; use --device cpu")
 
 
-def build_training(config: RunConfig, vocab_size: int) -> Training:
+def build_training(config: RunConfig, vocab_size: int, model: nn.Module | None = None) -> Training:
     """Build, initialise and attach, in the order of the phases.
+
+    Args:
+        config: the run.
+        vocab_size: V, the number of ids or of classes.
+        model: a task's own model, initialised; by default the one that the config describes.
 
     Raises:
         ConfigError: CUDA asked for and absent, or a plug-in that does not fit.
@@ -65,7 +74,8 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
     check_runtime(config)
     config = edited(config)
     device = torch.device(config.runtime.device)
-    model = build_model(config, vocab_size).to(device)
+    own = model is not None
+    model = (build_model(config, vocab_size) if model is None else model).to(device)
     output_module = head_of(model, vocab_size)
     interventions: dict[str, Intervention] = {}
     context = Context(
@@ -73,8 +83,8 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
         output_module=output_module,
         config=config,
         loss_fn=loss_function(interventions, config.runtime),
-        flops_per_token=training_flops(model, config, output_module),
-        tokens_per_step=config.data.batch_size * config.data.seq_len,
+        flops_per_token=0.0 if own else training_flops(model, config, output_module),
+        tokens_per_step=config.data.batch_size * (1 if own else config.data.seq_len),
     )
     interventions |= {s.name: plugins.load("interventions", s).build(context) for s in config.interventions}
     edits = [intervention.edit_model(model) for intervention in interventions.values()]
@@ -86,6 +96,8 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
         config=config,
         model=model,
         output_module=output_module,
+        flops_per_token=0.0 if own else training_flops(model, config, output_module),
+        tokens_per_step=context.tokens_per_step,
         parameters=tuple(p for p in model.parameters() if p.requires_grad),
         # A hook that is registered after compiling never fires, so the panel attaches first.
         panel=_panel(config, context, unheard),
@@ -104,7 +116,7 @@ def build_training(config: RunConfig, vocab_size: int) -> Training:
 def _panel(config: RunConfig, context: Context, unheard: dict[str, str]) -> Panel:
     """The monitors, attached. Those of the defaults that a model of the user's own lacks are noted, and left out."""
     monitors: dict[str, Monitor] = {spec.name: plugins.load("monitors", spec) for spec in config.record.monitors}
-    lenient = config.model.build is not None and monitors.keys() >= {spec.name for spec in RecordConfig().monitors}
+    lenient = builder_of(config) is not None and monitors.keys() >= {spec.name for spec in RecordConfig().monitors}
     observers, left_out = attach_all(monitors, lambda _, monitor: monitor.attach(context), lenient=lenient)
     unheard |= left_out
 

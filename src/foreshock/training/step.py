@@ -1,23 +1,21 @@
 """One training step, testable without the loop.
 
-    forward → extra losses → backward → gradients seen → before_update → clip → update → after_update
-
-Shapes: B batch, T tokens.
+forward → extra losses → backward → gradients seen → before_update → clip → update → after_update
 """
 
 import torch
-from torch import Tensor
 
 from foreshock.core.contracts import StepInfo
 from foreshock.probes.updates import restore_unless, snapshot
 from foreshock.proxy.optim import set_learning_rate
 from foreshock.proxy.schedules import schedule_factor
+from foreshock.training.batches import Batch
 from foreshock.training.loss import predict, total_loss
 from foreshock.training.setup import Training
 
 
-def train_step(training: Training, step: int, tokens: Tensor, *, logged: bool = False) -> StepInfo:
-    """Do optimizer step `step` (from 1) on token ids (B, T+1); if logged, the panel listens until it is read.
+def train_step(training: Training, step: int, batch: Batch, *, logged: bool = False) -> StepInfo:
+    """Do optimizer step `step` (from 1) on a batch; if logged, the panel listens until it is read.
 
     Nothing is copied to the host.
     """
@@ -26,7 +24,7 @@ def train_step(training: Training, step: int, tokens: Tensor, *, logged: bool = 
     set_learning_rate(optimizer, lr)
     if logged:
         training.panel.begin()
-    info = predict(training.forward, tokens, config.runtime, step=step, lr=lr)
+    info = predict(training.forward, batch, config.runtime, step=step, lr=lr)
     total = total_loss(training.interventions, info)
     optimizer.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]

@@ -20,9 +20,9 @@ from foreshock.core.run_config import RuntimeConfig
 from foreshock.study import machine
 from foreshock.study.launchers.base import Handle, RunSpec
 
-WORKER = "foreshock.tasks.worker"
+WORKER = "foreshock.tasks._worker"
 """Module whose `main(folder)` does a run."""
-PRELOADED = ("torch", "torch._dynamo", "foreshock.tasks.train")
+PRELOADED = ("torch", "torch._dynamo", "foreshock.training.run")
 """What a fork server loads for all runs; torch's optimizers import torch._dynamo when they are built."""
 LOG = "log.txt"
 """File of the run folder that a worker's output is appended to."""

@@ -4,7 +4,6 @@ Exit codes: 0 finished (done or diverged), 1 failed, 2 bad input, 3 another work
 moved away, 4 interrupted.
 """
 
-import importlib
 import signal
 import sys
 import traceback
@@ -13,7 +12,10 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from foreshock.core import plugins
+from foreshock.core.config import from_json
 from foreshock.core.errors import UserError
+from foreshock.core.run_config import RunConfig
 from foreshock.core.run_folder import FINISHED, RunFolder
 
 FAILED, BAD_INPUT, HELD_ELSEWHERE, INTERRUPTED = 1, 2, 3, 4
@@ -36,8 +38,8 @@ def run_locked(folder: RunFolder, stop: Callable[[], bool]) -> int:
         if folder.status()["status"] in FINISHED:
             return 0  # another study's worker ended it between this study's look and the lock
         folder.write_status("running", step=folder.status().get("step", 0))
-        task = importlib.import_module(f"foreshock.tasks.{folder.config()['task']}")
-        status = task.run(folder, stop)
+        config = from_json(RunConfig, folder.config())
+        status = plugins.load("tasks", config.task).run(config, folder, stop)
     except UserError as error:
         print(error, file=sys.stderr)
         folder.write_status("failed", error=str(error))

@@ -1,0 +1,93 @@
+"""A training run from its folder: the data it was planned on, the model, the manifest, the loop."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from foreshock.core.config import from_json
+from foreshock.core.errors import DataError, RunFolderError
+from foreshock.core.manifest import environment
+from foreshock.core.run_config import RunConfig, run_id
+from foreshock.core.run_folder import RunFolder, Status
+from foreshock.proxy.data.bigram import bigram_of
+from foreshock.proxy.data.prepare import compare_manifests, prepare
+from foreshock.proxy.parametrization import block_parameters
+from foreshock.training.batches import Batches, token_batches
+from foreshock.training.loop import Loop
+from foreshock.training.setup import Training, build_training
+
+
+def run_on_tokens(config: RunConfig, folder: RunFolder, stop: Callable[[], bool]) -> Status:
+    """Train the model that the config describes on its tokens, from where the folder stands."""
+    data = prepare(config.data, config.train)
+    manifest = data.manifest | {"hash": data.hash}
+    check_same_data(folder, manifest)
+    check_same_model(folder, config, data.hash)
+    ready_process(config)
+    training = build_training(config, data.vocab_size)
+    facts = {"params": block_parameters(training.model), "bigram_loss": bigram_of(data, config.data, config.train)}
+    return train(folder, training, token_batches(data, config), manifest, facts, stop)
+
+
+def train(
+    folder: RunFolder,
+    training: Training,
+    batches: Batches,
+    data: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    stop: Callable[[], bool],
+) -> Status:
+    """Write the manifest and train.
+
+    Args:
+        folder: the run's.
+        training: the model and all that acts on it.
+        batches: what it learns from.
+        data: the manifest of that, with its hash.
+        facts: what else the manifest says: N as `params`, `bigram_loss` where there is one.
+        stop: interrupts the run.
+    """
+    config = from_json(RunConfig, folder.config())
+    folder.write_manifest(
+        environment()
+        | {
+            "run_id": run_id(config, data["hash"]),
+            "device": device_name(config.runtime.device),
+            "threads": config.runtime.threads,
+            "params_total": sum(p.numel() for p in training.model.parameters()),
+            "flops_per_token": training.flops_per_token,
+            "tokens_per_step": training.tokens_per_step,
+            "data": dict(data),
+            **facts,
+        }
+    )
+    return Loop(folder, training, batches).run(stop)
+
+
+def ready_process(config: RunConfig) -> None:
+    """Set what holds for the whole process of a run."""
+    torch.set_num_threads(config.runtime.threads)
+    # A diverging run is full of denormals, which are many times slower than zeros.
+    torch.set_flush_denormal(True)
+
+
+def check_same_data(folder: RunFolder, data: Mapping[str, Any]) -> None:
+    """Raise a DataError if the run was begun on other data: a resumed run would be neither one nor the other."""
+    begun = folder.manifest().get("data", {})
+    if begun.get("hash", data["hash"]) != data["hash"]:
+        differences = "; ".join(compare_manifests(begun, dict(data)))
+        raise DataError(f"{folder.path} was begun on other data ({differences}); restore it or choose another --out")
+
+
+def check_same_model(folder: RunFolder, config: RunConfig, data_hash: str) -> None:
+    """Raise a RunFolderError if the file of a model of the user's own changed after the run was planned or begun."""
+    begun = folder.manifest().get("run_id")
+    if config.model.build is not None and begun not in (None, run_id(config, data_hash)):
+        file = config.model.build.partition(":")[0]
+        raise RunFolderError(f"the source of {file} has changed since {folder.path} was planned; start the study again")
+
+
+def device_name(device: str) -> str:
+    """The name of the device the run computes on."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu ({torch.backends.cpu.get_cpu_capability()})"
