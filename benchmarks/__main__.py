@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import step, study
+from benchmarks.attack.page import attack_page
 from benchmarks.curvature.page import cpu_page, cuda_page
 from benchmarks.watch.page import watch_page
 
@@ -77,7 +78,10 @@ def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "parts", nargs="*", default=["step", "study"], help="step, study, curvature, watch; the first two by default"
+        "parts",
+        nargs="*",
+        default=["step", "study"],
+        help="step, study, curvature, watch, attack; the default is step study",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
@@ -97,6 +101,8 @@ def main() -> None:
     if "watch" in options.parts:
         name = "watch" if options.device == "cpu" else "watch_cuda"
         pages[name] = watch_page(machine(options.device), options.device)
+    if "attack" in options.parts:
+        pages["attack"] = attack_page(machine("cpu"))
     TARGET.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         print(text)

@@ -540,3 +540,18 @@ def test_an_altered_config_is_an_error_that_names_the_file(tmp_path: Path) -> No
     files.write_json(path, files.read_json(path) | {"task": 3})
     with pytest.raises(RunFolderError, match=r"config\.json: task must be .*restore it, or remove"):
         read_runs(folder)
+
+
+def test_another_task_has_data_of_its_own(tmp_path: Path) -> None:
+    """Its arm needs no hash in its name; an older run of it, on data that were changed since, does."""
+    grid = SMALL | {"arms": ["task=classify"]}
+    folder = fabricate_study(tmp_path / "s", **SMALL)
+    other = fabricate_study(tmp_path / "o", **grid, data_hash="beef" * 4)
+    for number, run in enumerate(list((other / "runs").iterdir())):
+        older = folder / "runs" / f"000{number}"
+        shutil.move(run, older)
+        copied_with(older, f"zzz{number}", "0" * 16)
+        status = files.read_json(older / "status.json")
+        files.write_json(older / "status.json", status | {"heartbeat": status["heartbeat"] - 60})
+    arms = read_runs(folder)["arm"].unique().sort().to_list()
+    assert arms == ["none", "task=classify", "task=classify+data_hash=beefbeef"]

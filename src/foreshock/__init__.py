@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreshock import interventions as interventions
+    from foreshock import layers as layers
     from foreshock.analysis.forecasters import forecast as forecast
     from foreshock.analysis.sensitivity import lr_sensitivity as lr_sensitivity
     from foreshock.analysis.tables import read_runs as read_runs
     from foreshock.core.arms import Arm as Arm
+    from foreshock.hypernetworks.model import hypernetize as hypernetize
     from foreshock.interventions._grow_depth import grow_depth as grow_depth
     from foreshock.max_lr import find_max_lr as find_max_lr
+    from foreshock.probes.attack import attack as attack
     from foreshock.probes.curvature.tracker import CurvatureTracker as CurvatureTracker
+    from foreshock.probes.magnitude import magnitude_slope as magnitude_slope
     from foreshock.studies import run_study as run_study
     from foreshock.study import recipes as recipes
     from foreshock.study.grid import Size as Size
@@ -27,12 +31,16 @@ _PUBLIC = {
     "CurvatureTracker": "foreshock.probes.curvature.tracker:CurvatureTracker",
     "Size": "foreshock.study.grid:Size",
     "Study": "foreshock.study.grid:Study",
+    "attack": "foreshock.probes.attack:attack",
     "doctor": "foreshock.training.doctor:doctor",
     "find_max_lr": "foreshock.max_lr:find_max_lr",
     "forecast": "foreshock.analysis.forecasters:forecast",
     "grow_depth": "foreshock.interventions._grow_depth:grow_depth",
+    "hypernetize": "foreshock.hypernetworks.model:hypernetize",
     "interventions": "foreshock.interventions",
+    "layers": "foreshock.layers",
     "lr_sensitivity": "foreshock.analysis.sensitivity:lr_sensitivity",
+    "magnitude_slope": "foreshock.probes.magnitude:magnitude_slope",
     "read_runs": "foreshock.analysis.tables:read_runs",
     "recipes": "foreshock.study.recipes",
     "run_study": "foreshock.studies:run_study",
@@ -47,12 +55,16 @@ __all__ = [
     "Size",
     "Study",
     "__version__",
+    "attack",
     "doctor",
     "find_max_lr",
     "forecast",
     "grow_depth",
+    "hypernetize",
     "interventions",
+    "layers",
     "lr_sensitivity",
+    "magnitude_slope",
     "read_runs",
     "recipes",
     "run_study",

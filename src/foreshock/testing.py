@@ -22,6 +22,7 @@ from foreshock.core.contracts import Context, Intervention, Need, Observer
 from foreshock.core.model_config import ModelConfig
 from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig, RuntimeConfig, TrainConfig, edited
 from foreshock.testing_forecasters import check_forecaster as check_forecaster
+from foreshock.testing_tasks import check_task as check_task
 from foreshock.training.checkpoint import pack, unpack
 from foreshock.training.loss import loss_function
 from foreshock.training.panel import Panel

@@ -27,12 +27,15 @@ def reference_tokens(facts: pl.DataFrame, study: Mapping[str, Any] | None) -> st
 def distinct_arms(facts: pl.DataFrame, reference: str | None) -> pl.DataFrame:
     """Make each arm, size, LR and seed name one run.
 
-    Runs on other tokens than the reference are arms of their own (`data_hash=…`): their losses do not compare. Two
-    studies that hold the same point are told apart by name (`study=…`). Inside one study the newest run counts:
-    it was run again because the code's meaning had changed.
+    Runs on other tokens than the reference are arms of their own (`data_hash=…`): their losses do not compare. Runs of
+    another task have data of their own: there the reference is what the newest run of the arm learnt from. Two studies
+    that hold the same point are told apart by name (`study=…`). Inside one study the newest run counts: it was run
+    again because the code's meaning had changed.
     """
     point = ["arm", "width", "depth", "heads", "lr", "seed"]
-    other_data = pl.lit(False) if reference is None else (pl.col("data_hash") != reference).fill_null(False)
+    newest_data = pl.col("data_hash").sort_by("heartbeat").last().over("arm")
+    expected = pl.when(pl.col("base_task")).then(pl.lit(reference)).otherwise(newest_data)
+    other_data = (pl.col("data_hash") != expected).fill_null(False)
     facts = _add_to_arm(facts, other_data, pl.lit("data_hash=") + pl.col("data_hash").str.head(8))
     newest = facts.sort("heartbeat", descending=True, nulls_last=True)
     facts = newest.unique(["study", *point], keep="first", maintain_order=True)

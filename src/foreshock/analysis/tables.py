@@ -164,6 +164,7 @@ _FACTS: dict[str, Any] = {
     "planned_lrs": pl.Int64,
     "data_hash": pl.String,
     "base_data": pl.Boolean,
+    "base_task": pl.Boolean,
     "device": pl.String,
     "study": pl.String,
     "folder": pl.String,
@@ -211,7 +212,8 @@ def _config_facts(run: FoundRun, base: RunConfig) -> dict[str, Any]:
         "lr": config.optim.lr,
         "seed": config.train.seed,
         "tokens_per_step": run.folder.manifest().get("tokens_per_step", tokens),
-        "base_data": config.data == base.data,
+        "base_data": config.data == base.data and config.task == base.task,
+        "base_task": config.task == base.task,
     }
 
 

@@ -32,6 +32,7 @@ def watched_facts(folder: RunFolder) -> dict[str, Any]:
         "seed": 0,
         "tokens_per_step": None,
         "base_data": False,
+        "base_task": True,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, get_args, get_type_hints
 
 import tyro
 
+from foreshock.cli.attack import Attack
 from foreshock.cli.doctor import Doctor
 from foreshock.cli.forecast import Forecast
 from foreshock.cli.live import Live
@@ -28,10 +29,15 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[Live, tyro.conf.subcommand("live", prefix_name=False)]
     | Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)]
+    | Annotated[Attack, tyro.conf.subcommand("attack", prefix_name=False)]
 )
 
 
-def read_command(argv: Sequence[str] | None) -> Study | Train | MaxLr | Reproduce | Forecast | Report | Live | Doctor:
+AnyCommand = Study | Train | MaxLr | Reproduce | Forecast | Report | Live | Doctor | Attack
+"""What a command line is read into."""
+
+
+def read_command(argv: Sequence[str] | None) -> "AnyCommand":
     """The command that the arguments ask for.
 
     Raises:

@@ -46,9 +46,8 @@ class Train:
         for failure in result.failures:
             print_error(f"{failure.reason}; see {Path(self.out) / 'log.txt'}")
             return 1
-        screen.print(
-            f"{status['status']} at step {status['step']}, held-out loss {number(status['loss_held_out']):.4f}"
-        )
+        loss = f", held-out loss {number(status['loss_held_out']):.4f}" if "loss_held_out" in status else ""
+        screen.print(f"{status['status']} at step {status['step']}{loss}")
         return 0
 
 

@@ -114,11 +114,18 @@ class Task:
         """Whether it builds what `config.model` describes; else only width, depth and heads may be set there."""
         return False
 
+    def check(self, config: RunConfig) -> None:
+        """Refuse, before anything is written, a config that it cannot run; may build a model to see.
+
+        Raises:
+            UserError: a setting or an option that cannot work.
+        """
+
     def data(self, config: RunConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Prepare what the run learns from, and tell its manifest, with a `hash` that is equal exactly when it is.
 
         Raises:
-            UserError: the data are missing, or the config is none that this task can run.
+            UserError: the data are missing or too few.
         """
         raise TypeError(f"{type(self).__name__} must override data")
 

@@ -91,8 +91,13 @@ def number(value: Any) -> float:
 
 def append_line(file: IO[bytes], row: Mapping[str, Any]) -> None:
     """Append one JSON object as one line and hand it to the operating system."""
-    file.write(json.dumps(jsonable(row), separators=(",", ":")).encode() + b"\n")
+    file.write(line(row))
     file.flush()
+
+
+def line(row: Mapping[str, Any]) -> bytes:
+    """One JSON object as one line."""
+    return json.dumps(jsonable(row), separators=(",", ":")).encode() + b"\n"
 
 
 def latest(path: Path, key: str) -> float | None:

@@ -15,7 +15,7 @@ import pkgutil
 from pathlib import Path
 from typing import Any, cast
 
-from foreshock.core.config import Spec, convert, field_types
+from foreshock.core.config import Spec, convert, field_types, to_json
 from foreshock.core.errors import ConfigError, unknown
 
 
@@ -75,9 +75,9 @@ def load(family: str, spec: Spec) -> Any:
 
 
 def resolve(family: str, spec: Spec) -> Spec:
-    """The spec with every option written out, defaults included."""
+    """The spec with every option written out, defaults included, as they are read from JSON."""
     built = load(family, spec)
-    return Spec(spec.name, {f.name: getattr(built, f.name) for f in dataclasses.fields(built)})
+    return Spec(spec.name, {f.name: to_json(getattr(built, f.name)) for f in dataclasses.fields(built)})
 
 
 def shorten(family: str, spec: Spec) -> Spec:
@@ -87,8 +87,10 @@ def shorten(family: str, spec: Spec) -> Spec:
     """
     if ":" in spec.name and not is_importable(spec.name):
         return spec
-    defaults = {f.name: f.default for f in dataclasses.fields(declaration(family, spec.name))}
-    return Spec(spec.name, {k: v for k, v in spec.options.items() if v != defaults.get(k, dataclasses.MISSING)})
+    defaults = {f.name: to_json(f.default) for f in dataclasses.fields(declaration(family, spec.name))}
+    return Spec(
+        spec.name, {k: v for k, v in spec.options.items() if to_json(v) != defaults.get(k, dataclasses.MISSING)}
+    )
 
 
 def is_importable(name: str) -> bool:

@@ -26,4 +26,6 @@ def linear_path(name: str, context: Context) -> str:
 
 
 def _is_proxy(context: Context) -> bool:
-    return context.config is not None and context.config.model.build is None
+    from foreshock.proxy.model import Proxy
+
+    return context.config is not None and isinstance(context.model, Proxy)

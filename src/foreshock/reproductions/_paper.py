@@ -3,10 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import polars as pl
+
 from foreshock.reproductions._scale import Sizes
 
 Chart = Literal["loss_vs_lr", "sensitivity_vs_size", "logit_vs_lr", "logit_vs_size", "curvature_vs_step"]
 """Held-out loss, LR sensitivity, or the largest attention logit, against learning rate or N; curvature over steps."""
+
+
+def best_loss(runs: pl.DataFrame) -> str:
+    """The loss at the best learning rate of an arm's runs, mean over seeds, with that learning rate, as a cell."""
+    means = runs.group_by("lr").agg(pl.col("loss_capped").mean()).drop_nulls().sort("loss_capped")
+    return f"{means['loss_capped'][0]:.3f} at {means['lr'][0]:g}" if means.height else "–"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from foreshock.core.arms import Arm, arm_name
 from foreshock.core.config import Spec
-from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig
+from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig, resolve
 from foreshock.reproductions import _measures as m
 from foreshock.reproductions._measures import Number
 from foreshock.study.grid import Size
@@ -46,6 +47,12 @@ class Scale:
 def sizes_of(*texts: str) -> Sizes:
     """Sizes as on the command line."""
     return tuple(map(Size.parse, texts))
+
+
+def named(base: RunConfig, *parts: str) -> str:
+    """The arm that these parts, as `Arm.parse` reads them, make of a base recipe, by the name that tables give it."""
+    resolved = resolve(base)
+    return arm_name(resolve(Arm.parse("+".join(parts)).apply(resolved)), resolved)
 
 
 def recording(base: RunConfig, monitor: str) -> RunConfig:

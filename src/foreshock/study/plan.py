@@ -123,9 +123,11 @@ def _planned(
 
 
 def check_machine(configs: Sequence[RunConfig]) -> None:
-    """Raise a ConfigError if a config names an unknown model, or this machine cannot run it."""
+    """Raise a ConfigError if a config names an unknown model, or its task or this machine cannot run it."""
     machine.check_torch()
     check_importable(configs)
+    for config in {canonical_json([config.task, config.model]): config for config in configs}.values():
+        plugins.load("tasks", config.task).check(config)
     for runtime in {config.runtime for config in configs}:
         machine.check_device(runtime)
 

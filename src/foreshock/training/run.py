@@ -48,6 +48,23 @@ def train(
         facts: what else the manifest says: N as `params`, `bigram_loss` where there is one.
         stop: interrupts the run.
     """
+    made = {
+        "params_total": sum(p.numel() for p in training.model.parameters()),
+        "flops_per_token": training.flops_per_token,
+        "tokens_per_step": training.tokens_per_step,
+    }
+    write_manifest(folder, data, made | dict(facts))
+    return Loop(folder, training, batches).run(stop)
+
+
+def write_manifest(folder: RunFolder, data: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """What the record says about where and on what a run ran.
+
+    Args:
+        folder: the run's.
+        data: the manifest of what it learns from, with its hash.
+        facts: what else is told: N as `params`, `bigram_loss` where there is one.
+    """
     config = from_json(RunConfig, folder.config())
     folder.write_manifest(
         environment()
@@ -55,14 +72,10 @@ def train(
             "run_id": run_id(config, data["hash"]),
             "device": device_name(config.runtime.device),
             "threads": config.runtime.threads,
-            "params_total": sum(p.numel() for p in training.model.parameters()),
-            "flops_per_token": training.flops_per_token,
-            "tokens_per_step": training.tokens_per_step,
             "data": dict(data),
             **facts,
         }
     )
-    return Loop(folder, training, batches).run(stop)
 
 
 def ready_process(config: RunConfig) -> None:

@@ -1,0 +1,1 @@
+"""The stability attack: what it accepts and rejects of layers whose worth is known."""
