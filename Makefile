@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 XDIST ?= -n 2
 FAMILIES := .venv/families
+FAMILY_TESTS := tests/test_attention_seam_packages.py tests/test_evonorm_timm.py
 
 .PHONY: venv study test test-all check bench catalogue reproductions
 
@@ -22,8 +23,8 @@ test: venv
 	$(BIN)/python -m pytest $(XDIST) -q
 
 test-all: venv $(FAMILIES)/.ready
-	$(BIN)/python -m pytest $(XDIST) -q -m slow --deselect tests/test_attention_seam_packages.py
-	PYTHONPATH=$(FAMILIES) $(BIN)/python -m pytest -q -m slow tests/test_attention_seam_packages.py
+	$(BIN)/python -m pytest $(XDIST) -q -m slow $(FAMILY_TESTS:%=--deselect %)
+	PYTHONPATH=$(FAMILIES) $(BIN)/python -m pytest -q -m slow $(FAMILY_TESTS)
 
 # Beside the environment and not in it: transformers would find a torchvision that has no operators here.
 $(FAMILIES)/.ready: | venv

@@ -14,6 +14,7 @@ from foreshock.cli.live import Live
 from foreshock.cli.max_lr import MaxLr
 from foreshock.cli.report import Report
 from foreshock.cli.reproduce import Reproduce
+from foreshock.cli.search import Search
 from foreshock.cli.study import Study
 from foreshock.cli.train import Train
 from foreshock.core.errors import ConfigError, unknown
@@ -30,10 +31,11 @@ Command = (
     | Annotated[Live, tyro.conf.subcommand("live", prefix_name=False)]
     | Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)]
     | Annotated[Attack, tyro.conf.subcommand("attack", prefix_name=False)]
+    | Annotated[Search, tyro.conf.subcommand("search", prefix_name=False)]
 )
 
 
-AnyCommand = Study | Train | MaxLr | Reproduce | Forecast | Report | Live | Doctor | Attack
+AnyCommand = Study | Train | MaxLr | Reproduce | Forecast | Report | Live | Doctor | Attack | Search
 """What a command line is read into."""
 
 

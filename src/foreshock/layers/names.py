@@ -1,5 +1,6 @@
 """What layers of norm and activation are called: the known names, and formulas. Imports no torch."""
 
+import re
 from typing import Literal, get_args
 
 from foreshock.core.errors import ConfigError, unknown
@@ -18,7 +19,7 @@ NAMES = (*IMAGE_ONLY, "dyt_gelu", "evonorm_s0", "evonorm_s1", "evonorm_s2", "lay
 
 def is_formula(name: str) -> bool:
     """Whether a text is meant as a formula, as `layers.formula` reads it."""
-    return name not in NAMES and any(sign in name for sign in "(*/")
+    return re.search(r"[^\w-]", name) is not None
 
 
 def check_layer(name: str, layout: str) -> None:

@@ -31,6 +31,9 @@ STEPS = 100
 """Most steps of an attack."""
 LR = 0.03
 """Length of a step, as a share of the norm of each tensor."""
+REACH = 4.0
+"""How many times as long as it was a tensor may get; beyond, the attack only turns it. A squared error has gradients
+that grow with the weights, whatever the layers."""
 
 LossFn = Callable[[nn.Module], Tensor]
 """model -> the loss on a fixed batch, 0-d."""
@@ -94,9 +97,10 @@ def attack(
 
         θᵢ ← θᵢ + lr · ‖θᵢ‖ · uᵢ / ‖uᵢ‖,   u = ∇‖g‖ = H g / ‖g‖,   g = ∇L(θ),
 
-    one Hessian-vector product along the gradient. The attack is that of 2004.02967; the step relative to each tensor is
-    foreshock's, so that no tensor's scale decides, and so is the limit. Tensors of zeros step as if their entries had
-    the RMS of all. Afterwards the model is as it was, to the bit: parameters, buffers, `.grad`, modes, generators.
+    one Hessian-vector product along the gradient; a tensor that is four times as long as at the start is turned only,
+    so that the size of the weights alone decides nothing. The attack is that of 2004.02967; the step relative to each
+    tensor is foreshock's, and so is the limit. Tensors of zeros step as if their entries had the RMS of all. Afterwards
+    the model is as it was, to the bit: parameters, buffers, `.grad`, modes, generators.
 
     Args:
         model: any module, in the mode in which it is to be attacked; not sharded.
@@ -155,6 +159,7 @@ def _climb(losses: Losses, space: ParameterSpace, backend: str, lr: float, steps
     Ends early where no direction raises the norm. Parameters are back when it is closed.
     """
     weights_N = space.flatten(space.parameters)
+    longest = [REACH * size for size in _sizes(space, weights_N)]
     with space.movable() as place:
         for step in range(steps + 1):
             loss, gradient_N = losses.value_and_gradient(space)
@@ -172,19 +177,26 @@ def _climb(losses: Losses, space: ParameterSpace, backend: str, lr: float, steps
                 yield length, gradient_N
             if length in (0.0, math.inf):
                 return
-            weights_N = _moved(space, weights_N, _unit(ascent_N), lr)
+            weights_N = _moved(space, weights_N, _unit(ascent_N), lr, longest)
             place(space.split(weights_N))
 
 
-def _moved(space: ParameterSpace, weights_N: Tensor, ascent_N: Tensor, lr: float) -> Tensor:
-    """The weights (N) after one step along a unit vector (N)."""
+def _sizes(space: ParameterSpace, weights_N: Tensor) -> list[float]:
+    """The norm of each tensor; of one of zeros what it would be if its entries had the RMS of all."""
     rms = _norm(weights_N) / math.sqrt(space.dim)
+    return [_norm(weights) or rms * math.sqrt(weights.numel()) for weights in space.split(weights_N)]
+
+
+def _moved(space: ParameterSpace, weights_N: Tensor, ascent_N: Tensor, lr: float, longest: Sequence[float]) -> Tensor:
+    """The weights (N) after one step along a unit vector (N), no tensor longer than it may be."""
     moved = []
-    for weights, ascent in zip(space.split(weights_N), space.split(ascent_N), strict=True):
-        size, length = _norm(weights) or rms * math.sqrt(weights.numel()), _norm(ascent)
+    parts = zip(space.split(weights_N), space.split(ascent_N), _sizes(space, weights_N), longest, strict=True)
+    for weights, ascent, size, most in parts:
+        length = _norm(ascent)
         # What is below the rounding of the whole, as of a bias before a norm that takes it out, is no direction.
         known = length > torch.finfo(space.dtype).eps
-        moved.append(weights + (lr * size / length) * ascent if known else weights)
+        stepped = weights + (lr * size / length) * ascent if known else weights
+        moved.append(stepped * min(1.0, most / (_norm(stepped) or most)) if most else stepped)
     return space.flatten(moved)
 
 

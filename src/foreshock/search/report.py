@@ -91,7 +91,7 @@ def _report(name: str, evaluations: Sequence[Evaluation], full: int, bar: float)
     audited = [found.score for found in rejected if found.scores]
     bad = sum(not math.isfinite(score) or score > bar for score in audited)
     seconds = sum(found.seconds[name] for found in asked)
-    steps_saved = sum(full - _steps_before(found) for found in rejected)
+    steps_saved = sum(max(0, full - _steps_before(found)) for found in rejected)
     step = _seconds_a_step(evaluations)
     beyond_training = max(0.0, seconds - step * sum(found.steps[name] for found in asked))
     return ProtocolReport(

@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from foreshock.core import files
 from foreshock.core.errors import RunFolderError
 from foreshock.core.run_folder import RunFolder, Status
-from foreshock.search.evolve import Evaluate, advance
 from foreshock.search.report import log_row, protocol_row
 from foreshock.search.settings import LayerSearch
 from foreshock.search.state import Candidate, State
+
+if TYPE_CHECKING:
+    from foreshock.search.evolve import Evaluate
 
 CANDIDATES = "candidates.jsonl"
 """File of the run folder with one candidate a line, in their order: all that a search has to know to go on."""
@@ -18,12 +21,14 @@ HEARTBEAT = 1.0
 
 
 def run_search(
-    folder: RunFolder, settings: LayerSearch, evaluate: Evaluate, *, seed: int, stop: Callable[[], bool]
+    folder: RunFolder, settings: LayerSearch, evaluate: "Evaluate", *, seed: int, stop: Callable[[], bool]
 ) -> Status:
     """Go on from the candidates in the folder until as many are there as its config has steps, or `stop()` says so.
 
     Rows of metrics.jsonl are those of `log_row`, with the number of candidates as `step`; at last also `protocol_row`.
     """
+    from foreshock.search.evolve import advance
+
     steps = int(folder.config()["train"]["steps"])
     state = _resume(folder, settings, seed, steps)
     before, begun, told = float(folder.status().get("wall_s", 0.0)), time.monotonic(), 0.0
