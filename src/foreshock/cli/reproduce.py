@@ -26,7 +26,8 @@ class Reproduce:
     """
 
     paper: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PAPER", help_behavior_hint="")]
-    """small-scale-proxies (arXiv 2309.14322), stability-methods (2410.16682) or curvature (2606.16768)."""
+    """small-scale-proxies (arXiv 2309.14322), stability-methods (2410.16682), curvature (2606.16768), mip (2304.07645),
+    evonorm (2004.02967)."""
     scale: Annotated[str, shown_as("cpu|gpu|paper")] = "cpu"
     """How large the runs are; `paper` shows the published configuration and its cost, and runs nothing."""
     claims: Annotated[tuple[str, ...], shown_as("CLAIM ...")] = ()
@@ -108,13 +109,12 @@ def show_scale(paper: str, scale: str, screen: "Console") -> None:
     at, claims = claims_of(paper, scale)
     train, data, runtime = at.base.train, at.base.data, at.base.runtime
     sizes = sorted({size for claim in claims for _, size, _ in claim.number.runs}, key=params_of)
-    shown = ", ".join(f"{size} (N = {params_of(size):,})" for size in sizes)
-    screen.print(
-        Text(
-            f"{scale}: {train.steps:,} steps of {data.batch_size} x {data.seq_len} tokens of {data.source}, "
-            f"tokenizer {data.tokenizer}, {runtime.device} {runtime.precision}, seeds {at.seeds}"
-        )
-    )
+    tokens = at.base.task.name == "train"
+    what = f"{data.batch_size} x {data.seq_len} tokens of {data.source}, tokenizer {data.tokenizer}"
+    what = what if tokens else f"{data.batch_size} examples, task {at.base.task}"
+    where = f"{runtime.device} {runtime.precision}, seeds {at.seeds}"
+    screen.print(Text(f"{scale}: {train.steps:,} steps of {what}, {where}"))
+    shown = ", ".join(f"{size} (N = {params_of(size):,})" if tokens else str(size) for size in sizes)
     screen.print(Text(f"sizes: {shown}"))
 
 

@@ -22,7 +22,7 @@ from foreshock.probes.curvature.losses import Losses
 from foreshock.probes.curvature.space import ParameterSpace, is_distributed
 from foreshock.probes.hooks import blocks_of, path
 
-LIMIT = 1e7
+LIMIT = 3e6
 """Gradient norm above which a model is rejected: above good layers and, in plain networks, below planted bad ones.
 
 Measured with the steps below in docs/benchmarks/attack.md.
