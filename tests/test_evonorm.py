@@ -81,6 +81,12 @@ def naive(name: str, layer: Any, x: Tensor) -> Tensor:
 # Images
 
 
+@pytest.mark.parametrize("name", [*IMAGES, *TOKENS])
+def test_whole_numbers_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"must hold real numbers; call x.float\(\)"):
+        made(name, 6, groups=2)(torch.ones((2, 6, 4, 5) if "2d" in name else (2, 4, 6), dtype=torch.int64))
+
+
 @pytest.mark.parametrize("name", IMAGES)
 @given(
     batch=st.integers(1, 3),
@@ -150,11 +156,12 @@ def test_without_activation_only_the_a_forms_normalise(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*IMAGES, *TOKENS])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_fp32_rounded_once(name: str, dtype: torch.dtype) -> None:
-    """Of values whose squares fp16 does not hold, and bf16 would sum to few digits."""
+@pytest.mark.parametrize("size", [1, 1000])
+def test_half_precision_is_fp32_rounded_once(name: str, dtype: torch.dtype, size: float) -> None:
+    """Also of values whose squares fp16 does not hold, and bf16 would sum to few digits."""
     layer = made(name, 6, groups=2).float()
     shape = (2, 6, 4, 5) if "2d" in name else (2, 4, 6)
-    x = (1000 * random(*shape)).to(dtype)
+    x = (size * random(*shape)).to(dtype)
     found = layer(x)
     assert found.dtype == dtype
     assert found.isfinite().all()

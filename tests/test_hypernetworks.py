@@ -469,7 +469,7 @@ def test_exceptions_leave_nothing(batch: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("parameters", "complaint"),
     [
-        ("0.wieght", r"unknown parameter '0\.wieght'; did you mean '.\.weight'\? Known: .*0\.weight"),
+        ("0.wieght", r"unknown parameter '0\.wieght'; did you mean '0\.weight'"),
         (["0.weight", "7.bias"], r"unknown parameter '7\.bias'"),
         ("norm*", "unknown parameter"),
         ([], "an empty list"),

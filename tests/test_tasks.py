@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreshock.core import plugins
-from foreshock.core.config import Spec
-from foreshock.core.errors import ConfigError
+from foreshock.core.config import Spec, to_json
+from foreshock.core.errors import UserError
 from foreshock.core.run_config import RunConfig, bits_of, resolve, run_id
+from foreshock.core.run_folder import RunFolder
 from foreshock.hypernetworks import Design
 from foreshock.images.data import image_data
-from foreshock.study.plan import check_machine
+from foreshock.study.plan import check_tasks
 from foreshock.tasks import _preferences as preferences
 from foreshock.tasks._conditioned import LEVELS, conditioned, digit_batches, token_batches
 from foreshock.tasks.classify import batches_of
+from foreshock.tasks.condition import Condition
 from foreshock.testing import check_task
 from foreshock.training.loss import predict
 from tests.conftest import tiny_config
@@ -63,18 +66,45 @@ def test_options_of_a_task_are_part_of_the_id_and_defaults_are_filled_in() -> No
         ("task=classify+model.norms.q=rms_norm", r"model.norms.q is a setting of foreshock's own proxy"),
         ("task=classify+rezero", "rezero is a setting that foreshock builds its proxy by"),
         ("task=classify+model.build=nano:build", "cannot be trained by task classify"),
-        ("task=condition:inputs=0", "condition:inputs must be from 1 to 64"),
+        ("task=classify+data.batch_size=5000", "data.batch_size must be from 1"),
+        ("task=classify+qk_norm", "ImageNetwork has no attention that can be changed"),
+        ("task=classify+record.monitors=[loss,linear_norms,attention_logits]", "attention"),
+        ("task=condition+sigma_reparam", "task condition cannot be trained with sigma_reparam"),
+        ("task=condition:network=proxy+record.monitors=[block_outputs]", "block_outputs"),
+        ("task=condition:network=proxy+qk_lr", "model.roles must have lr and decay 1"),
+        ("task=attack+z_loss", "interventions play no part in task attack"),
+        ("task=search+z_loss", "interventions play no part in task search"),
+        ("task=attack+runtime.precision=bf16", "runtime.precision must be fp32 in task attack"),
+        ("task=condition:inputs=0", "condition:inputs must be from 1 to 39"),
         ("task=condition:encoding=cos_sine", "did you mean 'cos_sin'"),
         ("task=condition:hidden=[0]", "hidden must be"),
     ],
 )
 def test_what_cannot_work_is_refused_while_planning(arm: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        check_machine([tiny_config(f"{arm}" if "depth" in arm else f"{arm}+model.depth=2")])
+    with pytest.raises(UserError, match=said):
+        check_tasks([tiny_config(f"{arm}" if "depth" in arm else f"{arm}+model.depth=2")])
 
 
-def test_settings_of_the_proxy_reach_a_conditioned_proxy() -> None:
-    check_machine([tiny_config("task=condition:network=proxy+model.norms.q=rms_norm")])
+@pytest.mark.parametrize("arm", ["qk_norm", "soft_cap", "model.norms.q=rms_norm"])
+def test_settings_of_the_proxy_reach_a_conditioned_proxy(arm: str) -> None:
+    plain, other = (tiny_config(f"task=condition:network=proxy+{part}") for part in ("none", arm))
+    packed = torch.cat([torch.full((2, 1), LEVELS // 2), torch.arange(32).view(2, 16) % 23], dim=1)
+    ours, theirs = (Condition(network="proxy")._build(config, 23)(packed) for config in (plain, other))
+    assert not torch.allclose(ours, theirs)
+
+
+def test_default_monitors_that_cannot_look_into_a_conditioned_proxy_are_left_out(tmp_path: Path) -> None:
+    config = tiny_config("task=condition:network=proxy")
+    check_tasks([config])
+    folder = RunFolder(tmp_path / "run")
+    folder.create(to_json(config))
+    try:
+        assert Condition(network="proxy").run(config, folder, lambda: False) == "done"
+    finally:
+        torch.set_flush_denormal(False)
+    stopped = {event["monitor"] for event in folder.events() if event["event"] == "monitor_stopped"}
+    assert stopped >= {"attention_logits", "block_outputs"}
+    assert any("norms/grad_norm" in row for row in folder.metrics())
 
 
 # Pairs of inputs and classes
@@ -121,6 +151,13 @@ def test_labelings_are_drawn_as_often_as_gamma_says() -> None:
     shares = np.bincount(labels, minlength=4) / draws
     assert (np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / draws)).all()
     assert shares[2] == 0
+
+
+def test_labelings_of_classes_all_differ() -> None:
+    every = preferences.of_classes(np.arange(10), 39, 10)
+    assert len({tuple(labeling) for labeling in every}) == 40
+    assert all(sorted(labeling) == list(range(10)) for labeling in every)
+    assert every[0].tolist() == list(range(10))
 
 
 def test_labelings_of_tokens_look_back() -> None:

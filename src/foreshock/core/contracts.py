@@ -115,7 +115,7 @@ class Task:
         return False
 
     def check(self, config: RunConfig) -> None:
-        """Refuse, before anything is written, a config that it cannot run; may build a model to see.
+        """Refuse a config that it cannot run, once its data are there and before anything is written; may try it.
 
         Raises:
             UserError: a setting or an option that cannot work.

@@ -2,6 +2,9 @@
 
 from difflib import get_close_matches
 
+NEAREST = 6
+"""Paths that are offered in place of one that is not there."""
+
 
 class UserError(Exception):
     """Something the user gave cannot work; the message says which field and what to do instead."""
@@ -30,6 +33,17 @@ def unknown(kind: str, name: str, known: list[str]) -> ConfigError:
     near = get_close_matches(name.rpartition(".")[2], by_leaf, n=1, cutoff=0.5)
     hint = f"; did you mean {by_leaf[near[0]]!r}?" if near else ";"
     return ConfigError(f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}")
+
+
+def unknown_path(kind: str, path: str, known: list[str]) -> ConfigError:
+    """As `unknown`, compared as a whole: a model has thousands of paths, and their last words are few.
+
+    >>> str(unknown_path("parameter", "0.weigth", ["0.weight", "0.bias", "2.weight"]))
+    "unknown parameter '0.weigth'; did you mean '0.weight'? Nearest: 0.weight, 2.weight, 0.bias"
+    """
+    near = get_close_matches(path, known, NEAREST, cutoff=0.0)
+    hint = f"; did you mean {near[0]!r}? Nearest: {', '.join(near)}" if near else ", and there are none"
+    return ConfigError(f"unknown {kind} {path!r}{hint}")
 
 
 def require(condition: bool, field: str, rule: str, value: object) -> None:

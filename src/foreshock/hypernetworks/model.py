@@ -20,6 +20,11 @@ from foreshock.hypernetworks.design import MIP, Design
 from foreshock.hypernetworks.network import Hypernetwork, initialise
 from foreshock.hypernetworks.selection import Choice, select, usual_variance
 
+_ONLY_TENSORS = (
+    "may have a row for each sample where the model answers with tensors alone (with use_cache=False, models of "
+    "transformers do); else give one gamma for the batch. It answers with more"
+)
+
 
 def hypernetize(
     model: nn.Module, *, parameters: Choice, input_dim: int, design: Design = MIP, seed: int = 0
@@ -42,6 +47,8 @@ def hypernetize(
         ConfigError: a name that matches nothing, or a parameter or module that this cannot work with.
     """
     require(type(input_dim) is int and input_dim >= 1, "input_dim", "must be a whole number of at least 1", input_dim)
+    require(isinstance(model, nn.Module), "model", "must be a torch.nn.Module", type(model).__name__)
+    require(isinstance(design, Design), "design", "must be a Design, such as foreshock.hypernetworks.MIP", design)
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError("model: parameters of a ScriptModule cannot be replaced; give the module it was made from")
     chosen = select(model, parameters)
@@ -127,7 +134,9 @@ class Hypernetized(nn.Module):
             given = [next(rest)[None] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             args, named = tree_unflatten(given, tree)
             output = functional_call(self.model, own, args, named)
-            return tree_map(lambda part: part[0] if isinstance(part, Tensor) and part.dim() else part, output)
+            for part in tree_flatten(output)[0]:
+                require(isinstance(part, Tensor), "gamma", _ONLY_TENSORS, type(part).__name__)
+            return tree_map(lambda part: part[0] if part.dim() else part, output)
 
         with warnings.catch_warnings():  # what torch cannot batch it loops over, to the same result
             warnings.filterwarnings("ignore", message="There is a performance drop")

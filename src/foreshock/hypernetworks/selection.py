@@ -1,20 +1,17 @@
 """Which parameters of a model are predicted, and how large they usually start."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from foreshock.core.errors import ConfigError, unknown
+from foreshock.core.errors import ConfigError, require, unknown_path
 
 Choice = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 """A glob of parameter names, several of them, or what says of a name and its parameter whether it is meant."""
-
-NEAREST = 6
-"""Names offered in place of one that is not there."""
 
 
 def select(model: nn.Module, parameters: Choice) -> dict[str, nn.Parameter]:
@@ -40,7 +37,11 @@ def _names(model: nn.Module, named: Mapping[str, nn.Parameter], parameters: Choi
         if not names:
             raise ConfigError(f"parameters: all of {len(named)} were turned down, such as {next(iter(named))!r}")
         return names
-    patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+    alone = isinstance(parameters, str | Tensor) or not isinstance(parameters, Iterable)
+    patterns: list[Any] = [parameters] if alone else list(parameters)
+    for pattern in patterns:
+        rule = f"must be names or globs of names, such as {next(iter(named))!r}, or a function of (name, parameter)"
+        require(isinstance(pattern, str), "parameters", rule, type(pattern).__name__)
     if not patterns:
         raise ConfigError("parameters: an empty list; give at least one name or glob, such as '*.weight'")
     return [name for pattern in patterns for name in _matching(model, list(named), pattern)]
@@ -48,11 +49,12 @@ def _names(model: nn.Module, named: Mapping[str, nn.Parameter], parameters: Choi
 
 def _matching(model: nn.Module, names: list[str], pattern: str) -> list[str]:
     found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found and any(name.startswith(f"{pattern}.") for name in names):
+        raise ConfigError(f"parameters: {pattern!r} is a module; write '{pattern}.*' for all of its parameters")
     if not found and any(fnmatchcase(name, pattern) for name, _ in model.named_buffers()):
         raise ConfigError(f"parameters: {pattern!r} is a buffer, which is not trained and so is not predicted")
     if not found:
-        # By whole names, as a model's thousand weights all end in the same word.
-        raise unknown("parameter", pattern, get_close_matches(pattern, names, NEAREST, cutoff=0.0))
+        raise unknown_path("parameter", pattern, names)
     return found
 
 

@@ -32,6 +32,7 @@ class PerChannel(nn.Module):
         Raises:
             ConfigError: which says what the layer takes.
         """
+        require(x.is_floating_point(), f"{type(self).__name__}: x", "must hold real numbers; call x.float()", x.dtype)
         takes = "(B, C, H, W)" if self.channel_dim == 1 else "(…, C)"
         laid_out = x.dim() == 4 if self.channel_dim == 1 else x.dim() >= 1
         if not laid_out or x.shape[self.channel_dim] != self.weight.numel():

@@ -50,8 +50,9 @@ class SeriesS(PerChannel):
     def forward(self, x: Tensor) -> Tensor:
         """The layer, computed in at least fp32 and rounded once, to the dtype of x."""
         self.check_input(x)
-        y = at_least_fp32(self.activated(x) if self.apply_act else x)
-        return self.affine(self._divided(y, at_least_fp32(x)) if self.normalises else y).to(x.dtype)
+        wide = at_least_fp32(x)
+        y = self.activated(wide) if self.apply_act else wide
+        return self.affine(self._divided(y, wide) if self.normalises else y).to(x.dtype)
 
     def _divided(self, y: Tensor, x: Tensor) -> Tensor:
         """The quotient y / d(x)."""

@@ -8,10 +8,8 @@ from torch import nn
 from foreshock.core.errors import require
 from foreshock.layers import evonorm2d, evonorm_token
 from foreshock.layers._plain import DynamicTanh, RmsNorm, ScaleAndShift
+from foreshock.layers.groups import groups_of
 from foreshock.layers.names import Layout, check_layer, is_formula
-
-GROUPS = 32
-"""Channel groups of the EvoNorms for images, at most."""
 
 
 def build_layer(name: str, channels: int, *, layout: Layout, apply_act: bool = True) -> nn.Module:
@@ -26,8 +24,8 @@ def build_layer(name: str, channels: int, *, layout: Layout, apply_act: bool = T
     | `evonorm_b0`, `_b1`, `_b2` | `EvoNorm2dB0`, … | |
     | `evonorm_s0`, `_s1`, `_s2` | `EvoNorm2dS0`, … | `EvoNormTokenS0`, … |
 
-    Every ε is 1e-5 but that of `EvoNorm2dB0`, 1e-3. EvoNorms of images have as many groups, up to 32, as divide C;
-    those of tokens one.
+    Every ε is 1e-5 but that of `EvoNorm2dB0`, 1e-3. The channels of images are grouped as
+    `layers.groups` says, those of tokens are one group.
 
     Args:
         name: one of `layers.names.NAMES`, or a formula as `layers.formula` reads it.
@@ -65,8 +63,7 @@ def _evonorm(name: str, channels: int, layout: Layout, apply_act: bool) -> nn.Mo
     elif kind.startswith("B"):
         made = getattr(evonorm2d, f"EvoNorm2d{kind}")(channels, apply_act=apply_act)
     else:
-        groups = max(g for g in range(1, min(GROUPS, channels) + 1) if channels % g == 0)
-        made = getattr(evonorm2d, f"EvoNorm2d{kind}")(channels, groups=groups, apply_act=apply_act)
+        made = getattr(evonorm2d, f"EvoNorm2d{kind}")(channels, groups=groups_of(channels), apply_act=apply_act)
     return made
 
 

@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foreshock.core.errors import ConfigError, require, unknown
+from foreshock.core.errors import ConfigError, require, unknown_path
 from foreshock.core.files import jsonable
 from foreshock.probes.calls import Call, CallTaps
 from foreshock.probes.generators import generators_kept
@@ -20,8 +19,6 @@ from foreshock.probes.moments import rms
 
 SCALES = tuple(10 ** (k / 4 - 2) for k in range(9))
 """From a hundredth to 1, evenly in the logarithm."""
-NEAREST = 6
-"""Names offered in place of one that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +158,7 @@ def modules_of(model: nn.Module, patterns: str | Sequence[str]) -> dict[str, nn.
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matching = {name: module for name, module in named.items() if fnmatchcase(name, pattern)}
         if not matching:
-            raise unknown("module", pattern, get_close_matches(pattern, named, NEAREST, cutoff=0.0))
+            raise unknown_path("module", pattern, list(named))
         found |= matching
     return found
 

@@ -1,18 +1,18 @@
 """What a study will do, worked out and checked before anything is touched."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foreshock.core import plugins
 from foreshock.core.arms import arm_name
-from foreshock.core.config import canonical_json
+from foreshock.core.config import canonical_json, to_json
 from foreshock.core.run_config import RunConfig, resolve, run_id
 from foreshock.study import machine
 from foreshock.study.estimate import Estimate, estimate, measure
 from foreshock.study.folder import Run, SingleFolder, StudyFolder
-from foreshock.study.grid import Study, expand, shape_of
+from foreshock.study.grid import Size, Study, at_point, expand, shape_of
 from foreshock.study.rehearsals import check_importable, rehearse
 
 DataProgress = Callable[[int, int], None]
@@ -94,6 +94,7 @@ def plan_single(config: RunConfig, out: Path | str, data_progress: DataProgress 
     run = _run(config, data_of(config), config)
     folder.check_same(run)
     if not folder.answers(run):
+        check_tasks([config])
         rehearse([config])
     return Plan(
         study=Study(name=run.label, base=config),
@@ -116,20 +117,35 @@ def _planned(
     base = resolve(study.base)
     data_of = _prepare_all(configs, data_progress)
     runs = tuple(_run(config, data_of(config), base) for config in configs)
-    rehearse(run.config for run in runs if not folder.answers(run))
+    missing = [run.config for run in runs if not folder.answers(run)]
+    check_tasks(missing)
+    rehearse(missing)
     nothing = estimate([], workers, {})
     whole = Plan(study=study, folder=folder, workers=workers, runs=runs, finished=len(runs), expected=nothing)
     return part_of(whole, runs)
 
 
 def check_machine(configs: Sequence[RunConfig]) -> None:
-    """Raise a ConfigError if a config names an unknown model, or its task or this machine cannot run it."""
+    """Raise a ConfigError if a config names an unknown model, or this machine cannot run it."""
     machine.check_torch()
     check_importable(configs)
-    for config in {canonical_json([config.task, config.model]): config for config in configs}.values():
-        plugins.load("tasks", config.task).check(config)
     for runtime in {config.runtime for config in configs}:
         machine.check_device(runtime)
+
+
+def check_tasks(configs: Iterable[RunConfig]) -> None:
+    """Let the task of every run see whether it can do it, once for those that differ in no more than LR and seed.
+
+    Raises:
+        UserError: a setting, an option or a plug-in that cannot work there.
+    """
+    different = {canonical_json(to_json(at_point(c, _size_of(c), 1.0, 0))): c for c in configs}
+    for config in different.values():
+        plugins.load("tasks", config.task).check(config)
+
+
+def _size_of(config: RunConfig) -> Size:
+    return Size(width=config.model.width, depth=config.model.depth, heads=config.model.heads)
 
 
 def label_of(config: RunConfig, base: RunConfig) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from foreshock.core.errors import require
 from foreshock.images.data import image_data
+from foreshock.tasks._plain import check_plain
 from foreshock.tasks.classify import Classify, batches_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class Attack(Classify):
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "attack:limit", "must be above 0", self.limit)
+
+    def check(self, config: RunConfig) -> None:
+        """Build the network, and see that nothing is asked for that plays no part."""
+        check_plain(config)
+        self._build(config)
 
     def rough_seconds(self, config: RunConfig) -> float:
         """That of the same number of training steps, times what a step of the attack costs."""

@@ -36,8 +36,11 @@ class Classify(Task):
     """The norm and activation of every block: a name that `foreshock.layers.named` knows, or a formula."""
 
     def check(self, config: RunConfig) -> None:
-        """Build the network."""
-        self._build(config)
+        """Train the network for a step."""
+        from foreshock.training.run import rehearse
+
+        data = image_data(self.images)
+        rehearse(config, self._build(config), data.classes, batches_of(data, config))
 
     def data(self, config: RunConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Draw or load the images."""

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from foreshock.core.config import to_json
 from foreshock.core.contracts import Task
 from foreshock.core.errors import require
+from foreshock.core.run_config import edited
 from foreshock.images.data import image_data
 from foreshock.tasks.train import Train
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from foreshock.core.run_config import RunConfig
     from foreshock.core.run_folder import RunFolder, Status
+    from foreshock.training.batches import Batches
 
 SECONDS_PER_WEIGHT = 2e-9
 """CPU seconds a step, example and predicted parameter."""
@@ -48,7 +51,7 @@ class Condition(Task):
     """How the last layer of h starts: per_tensor, joint or zero."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.inputs <= 64, "condition:inputs", "must be from 1 to 64", self.inputs)
+        require(1 <= self.inputs <= 39, "condition:inputs", "must be from 1 to 39", self.inputs)
 
     @property
     def builds_proxy(self) -> bool:
@@ -56,8 +59,15 @@ class Condition(Task):
         return self.network == "proxy"
 
     def check(self, config: RunConfig) -> None:
-        """Build the model."""
-        self._build(config, 257)
+        """Train the model for a step."""
+        from foreshock.training.run import rehearse
+
+        built = edited(config)
+        scaled = [role for role, own in to_json(built.model.roles).items() if own["lr"] != 1 or own["decay"] != 1]
+        rule = "must have lr and decay 1 in task condition, whose optimizer knows no roles"
+        require(not scaled, "model.roles", rule, ", ".join(scaled))
+        batches, classes = self._batches(config)
+        rehearse(config, self._build(config, classes), classes, batches)
 
     def data(self, config: RunConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Load the digits, or tokenize the corpus."""
@@ -72,23 +82,27 @@ class Condition(Task):
 
     def run(self, config: RunConfig, folder: RunFolder, stop: Callable[[], bool]) -> Status:
         """Train from where the folder stands."""
-        from foreshock.proxy.data.prepare import prepare
-        from foreshock.tasks._conditioned import digit_batches, token_batches
         from foreshock.training.run import check_same_data, ready_process, train
         from foreshock.training.setup import build_training
 
         manifest = self.data(config)
         check_same_data(folder, manifest)
         ready_process(config)
-        if self.network == "proxy":
-            tokens = prepare(config.data, config.train)
-            batches, classes = token_batches(tokens, config, self.inputs), tokens.vocab_size
-        else:
-            digits = image_data("digits")
-            batches, classes = digit_batches(digits, config, self.inputs), digits.classes
+        batches, classes = self._batches(config)
         model = self._build(config, classes)
         facts = {"params": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         return train(folder, build_training(config, classes, model), batches, manifest, facts, stop)
+
+    def _batches(self, config: RunConfig) -> tuple[Batches, int]:
+        """What it learns from, and the number of classes."""
+        from foreshock.proxy.data.prepare import prepare
+        from foreshock.tasks._conditioned import digit_batches, token_batches
+
+        if self.network == "proxy":
+            tokens = prepare(config.data, config.train)
+            return token_batches(tokens, config, self.inputs), tokens.vocab_size
+        digits = image_data("digits")
+        return digit_batches(digits, config, self.inputs), digits.classes
 
     def _build(self, config: RunConfig, classes: int) -> nn.Module:
         from foreshock.hypernetworks.design import Design
@@ -102,4 +116,4 @@ class Condition(Task):
             base=self.base,
             init=self.init,
         )
-        return conditioned(config, self.network, self.inputs, design, classes)
+        return conditioned(edited(config), self.network, self.inputs, design, classes)

@@ -12,6 +12,7 @@ from foreshock.core.contracts import Task
 from foreshock.core.errors import require, unknown
 from foreshock.images.data import ImageDataName, image_data
 from foreshock.search.settings import LayerSearch
+from foreshock.tasks._plain import check_plain
 from foreshock.tasks.train import Train
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Search(LayerSearch, Task):
         """Build every architecture with a layer that is known."""
         from foreshock.search.evaluator import Evaluator
 
+        check_plain(config)
         architectures = self._architectures(config)
         Evaluator(architectures, self, config.train.seed)
         for architecture in architectures:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from foreshock.core.config import from_json
-from foreshock.core.errors import DataError, RunFolderError
+from foreshock.core.errors import ConfigError, DataError, RunFolderError, UserError
 from foreshock.core.manifest import environment
 from foreshock.core.run_config import RunConfig, run_id
 from foreshock.core.run_folder import RunFolder, Status
@@ -16,6 +17,7 @@ from foreshock.proxy.parametrization import block_parameters
 from foreshock.training.batches import Batches, token_batches
 from foreshock.training.loop import Loop
 from foreshock.training.setup import Training, build_training
+from foreshock.training.step import train_step
 
 
 def run_on_tokens(config: RunConfig, folder: RunFolder, stop: Callable[[], bool]) -> Status:
@@ -55,6 +57,27 @@ def train(
     }
     write_manifest(folder, data, made | dict(facts))
     return Loop(folder, training, batches).run(stop)
+
+
+def rehearse(config: RunConfig, model: nn.Module, classes: int, batches: Batches) -> None:
+    """Train a task's own model for one logged step, so that what cannot work is said before a run.
+
+    Raises:
+        UserError: an intervention, a monitor or a setting that does not work with it.
+    """
+    try:
+        training = build_training(config, classes, model)
+        training.panel.read(train_step(training, 1, batches.at(1), logged=True))
+        training.panel.close()
+    except UserError:
+        raise
+    except Exception as error:
+        cures = "+".join(spec.name for spec in config.interventions) or "no intervention"
+        monitors = ", ".join(spec.name for spec in config.record.monitors)
+        raise ConfigError(
+            f"task {config.task.name} cannot be trained with {cures} and the monitors {monitors}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def write_manifest(folder: RunFolder, data: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

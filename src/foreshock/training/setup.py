@@ -100,7 +100,7 @@ def build_training(config: RunConfig, vocab_size: int, model: nn.Module | None =
         tokens_per_step=context.tokens_per_step,
         parameters=tuple(p for p in model.parameters() if p.requires_grad),
         # A hook that is registered after compiling never fires, so the panel attaches first.
-        panel=_panel(config, context, unheard),
+        panel=_panel(config, context, unheard, lenient=own or builder_of(config) is not None),
         unheard=unheard,
         forward=torch.compile(model) if config.runtime.compile else model,
         optimizer=optimizer,
@@ -113,10 +113,10 @@ def build_training(config: RunConfig, vocab_size: int, model: nn.Module | None =
     )
 
 
-def _panel(config: RunConfig, context: Context, unheard: dict[str, str]) -> Panel:
-    """The monitors, attached. Those of the defaults that a model of the user's own lacks are noted, and left out."""
+def _panel(config: RunConfig, context: Context, unheard: dict[str, str], *, lenient: bool) -> Panel:
+    """The monitors, attached. Those of the defaults that a model other than the proxy lacks are noted, and left out."""
     monitors: dict[str, Monitor] = {spec.name: plugins.load("monitors", spec) for spec in config.record.monitors}
-    lenient = builder_of(config) is not None and monitors.keys() >= {spec.name for spec in RecordConfig().monitors}
+    lenient = lenient and monitors.keys() >= {spec.name for spec in RecordConfig().monitors}
     observers, left_out = attach_all(monitors, lambda _, monitor: monitor.attach(context), lenient=lenient)
     unheard |= left_out
 

@@ -8,6 +8,7 @@ from foreshock.layers.formula.evaluate import evaluate, index_sets_of, statistic
 from foreshock.layers.formula.graph import FIRST, Graph, canonical
 from foreshock.layers.formula.primitives import AGGREGATIONS, SOURCES
 from foreshock.layers.formula.text import parse, to_text
+from foreshock.layers.groups import groups_of
 
 MOMENTUM = 0.1
 """Weight of the new batch in running statistics."""
@@ -50,8 +51,8 @@ class Formula(nn.Module):
             graph: the formula.
             channels: C of images, D of tokens.
             layout: "image" for (B, C, H, W) or "token" for (…, D).
-            groups: channel groups of the index set whg; the largest divisor of the channels up to 32 for images and
-                1 for tokens unless given.
+            groups: channel groups of the index set whg; for images as `layers.groups` says and 1 for tokens unless
+                given.
             eps: ε in √(s² + ε), and where else the formula has a root or a logarithm.
 
         Raises:
@@ -118,7 +119,7 @@ class Formula(nn.Module):
 
 
 def _default_groups(channels: int, layout: str) -> int:
-    return max(g for g in range(1, 33) if channels % g == 0) if layout == "image" else 1
+    return groups_of(channels) if layout == "image" else 1
 
 
 def _check_index_sets(graph: Graph, layout: str) -> None:
