@@ -142,7 +142,12 @@ def _caveats(runs: pl.DataFrame, sensitivity: pl.DataFrame) -> list[str]:
     if partial:
         which = f"{partial} of {many(sensitivity.height, 'loss curve')} {agree(partial, 'lacks', 'lack')}"
         found.append(f"{which} learning rates: LR sensitivity may change.")
-    off = runs.filter(~pl.col("bigram_clause"), pl.col("bigram_loss").is_not_null()).select("arm", *SIZE, "seed").unique().height
+    off = (
+        runs.filter(~pl.col("bigram_clause"), pl.col("bigram_loss").is_not_null())
+        .select("arm", *SIZE, "seed")
+        .unique()
+        .height
+    )
     if off:
         found.append(
             f"In {many(off, 'loss curve')} no run clearly beats the count bigram: there, being worse than the bigram "
