@@ -416,7 +416,7 @@ def test_without_second_derivatives_gradients_are_differenced() -> None:
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"lr": 0.0}, "lr must be between 0 and 1"),
         ({"lr": math.nan}, "lr must be between 0 and 1"),
         ({"lr": 1.0}, "lr must be between 0 and 1"),

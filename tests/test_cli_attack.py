@@ -173,7 +173,7 @@ def test_options_are_read_from_the_command_line() -> None:
     ("options", "message"),
     [
         ({"size": "big"}, "WIDTHxDEPTH"),
-        ({"steps": "0"}, "steps must be at least 1, got 0"),
+        ({"steps": "0"}, "steps must be a whole number of at least 1, got 0"),
         ({"steps": "1.5"}, "--steps: cannot read '1.5'"),
         ({"lr": "2"}, "lr must be between 0 and 1"),
         ({"limit": "0"}, "limit must be above 0"),

@@ -426,7 +426,7 @@ def test_default_monitors_that_have_nothing_to_record_are_left_out(make_folder: 
         ("hidden_states", r"answers with dict; let it give logits \(B, T, V\), or .logits"),
         ("frozen", "no parameter that requires gradients"),
         ("on_meta", "meta device; build them on the CPU"),
-        ("compiled", "uncompiled; --set runtime.compile=true compiles it"),
+        ("compiled", "uncompiled; a study compiles it with --set runtime.compile=true"),
         ("nothing", "must return a torch.nn.Module, got NoneType"),
         ("raising", "called with width=16, depth=2, heads=1, vocab_size=16 fails: RuntimeError: width too odd"),
         ("wordless", r"must be called as build\(width, depth, heads, vocab_size\)"),

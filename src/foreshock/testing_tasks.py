@@ -11,10 +11,10 @@ import torch
 
 from foreshock.core import plugins
 from foreshock.core.config import Spec, canonical_json, from_json, to_json
-from foreshock.core.contracts import Task
 from foreshock.core.model_config import ModelConfig
 from foreshock.core.run_config import DataConfig, RecordConfig, RunConfig, TrainConfig, resolve
 from foreshock.core.run_folder import RunFolder
+from foreshock.core.task import Task
 
 STEPS = 6
 """Length of a trial run, in steps."""
@@ -29,7 +29,7 @@ TRIAL = RunConfig(
 
 
 def check_task(spec: Spec | str) -> None:
-    """Check that a task keeps the contract of `core.contracts.Task`.
+    """Check that a task keeps the contract of `core.task.Task`.
 
     Its options survive JSON; the manifest of its data is plain JSON with a hash, the same when asked again; its guess
     at the time is a number above 0; a run ends with status `done`, N as `params` in its manifest, and `step` in its

@@ -88,7 +88,7 @@ def attack(
     *,
     steps: int = STEPS,
     lr: float = LR,
-    limit: float = LIMIT,
+    limit: float | None = None,
     on_step: OnStep | None = None,
 ) -> Attack:
     """Push the weights to where the gradient of the loss is largest, and reject what exceeds a limit on the way.
@@ -107,14 +107,15 @@ def attack(
         loss_fn: `loss_fn(model)`, the loss on a small batch, the same at every call.
         steps: most steps. Each costs a gradient and a Hessian-vector product.
         lr: share of a tensor's norm that a step moves it by.
-        limit: gradient norm above which the model is rejected and the attack ends. The default separates layers known
-            to be good from planted bad ones for the mean cross-entropy of a batch; losses in other units need another.
+        limit: gradient norm above which the model is rejected and the attack ends. None is `LIMIT`, which tells layers
+            known to be good from planted bad ones by the mean cross-entropy of a batch; other losses need another.
         on_step: called with each step and the gradient norm there.
 
     Raises:
         ConfigError: a number is out of range; the loss is not finite where the attack begins; nothing to train.
         UserError: the loss is not a 0-d tensor with a graph; the model is sharded.
     """
+    limit = LIMIT if limit is None else limit
     check_options(steps, lr, limit)
     space = ParameterSpace(model.parameters())
     if any(map(is_distributed, space.parameters)):
@@ -148,7 +149,8 @@ def attack(
 
 def check_options(steps: int, lr: float, limit: float) -> None:
     """Raise a ConfigError if one is out of range."""
-    require(steps >= 1, "steps", "must be at least 1", steps)
+    whole = isinstance(steps, int) and steps >= 1
+    require(whole, "steps", "must be a whole number of at least 1", steps)
     require(0 < lr < 1, "lr", "must be between 0 and 1, a share of each tensor's norm", lr)
     require(limit > 0, "limit", "must be above 0", limit)
 

@@ -157,7 +157,7 @@ def _check_module(model: Any, name: str) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.build: {name} must return a torch.nn.Module, got {type(model).__name__}")
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        rule = "must return the model uncompiled; --set runtime.compile=true compiles it"
+        rule = "must return the model uncompiled; a study compiles it with --set runtime.compile=true"
         raise ConfigError(f"model.build: {name} {rule}")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:

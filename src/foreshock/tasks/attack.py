@@ -50,7 +50,7 @@ class Attack(Classify):
         """Attack; a matter of seconds, so that it is not interrupted."""
         import torch.nn.functional as F
 
-        from foreshock.probes.attack import LIMIT, attack
+        from foreshock.probes.attack import attack
         from foreshock.training.run import check_same_data, ready_process, write_manifest
 
         data = image_data(self.images)
@@ -66,7 +66,7 @@ class Attack(Classify):
         trace: tuple[float, ...] = (math.inf,)
         rejected = True
         if math.isfinite(loss(network).item()):
-            found = attack(network, loss, steps=config.train.steps, limit=self.limit or LIMIT)
+            found = attack(network, loss, steps=config.train.steps, limit=self.limit)
             trace, rejected = found.trace, found.rejected
         folder.mend()
         folder.truncate_to(0)

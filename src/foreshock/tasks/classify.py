@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from foreshock.core.contracts import Task
+from foreshock.core.task import Task
 from foreshock.images.data import image_data
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from foreshock.core.config import to_json
-from foreshock.core.contracts import Task
 from foreshock.core.errors import require
 from foreshock.core.run_config import edited
+from foreshock.core.task import Task
 from foreshock.images.data import image_data
 from foreshock.tasks.train import Train
 

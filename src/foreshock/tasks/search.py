@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from foreshock.core.config import canonical_json
-from foreshock.core.contracts import Task
 from foreshock.core.errors import require, unknown
+from foreshock.core.task import Task
 from foreshock.images.data import ImageDataName, image_data
 from foreshock.search.settings import LayerSearch
 from foreshock.tasks._plain import check_plain

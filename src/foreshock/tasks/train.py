@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from foreshock.core.contracts import Task
+from foreshock.core.task import Task
 from foreshock.proxy.data.bigram import bigram_of
 from foreshock.proxy.data.prepare import prepare
 

@@ -98,6 +98,9 @@ class _Reader:
     def _read(self, expression: ast.expr) -> int:
         match expression:
             case ast.Name(id=name):
+                if name in ARITY:
+                    inputs = ", ".join("x" * ARITY[name])
+                    raise ConfigError(f"{name} in a formula must be given its inputs, as in {name}({inputs})")
                 if name not in self.named:
                     raise unknown("name in a formula", name, [*self.named, *ARITY])
                 return self.named[name]
