@@ -34,11 +34,13 @@ class Place:
 
 def norms_of(model: nn.Module) -> list[Place]:
     """Every LayerNorm and RMSNorm over features, torch's and classes named after them; a shared one has many places."""
+    from foreshock.probes.norms import is_norm
+
     return [
         Place(path=f"{path}.{slot}".lstrip("."), parent=parent, slot=slot)
         for path, parent in model.named_modules()
         for slot, child in parent._modules.items()  # named_children would skip a norm's second place
-        if _is_norm(child)
+        if is_norm(child)
     ]
 
 
@@ -114,14 +116,6 @@ def _set(parent: nn.Module, slot: str, new: Any) -> Any:
         setattr(parent, slot, old)
 
     return undo
-
-
-def _is_norm(module: Any) -> bool:
-    from torch import nn
-
-    name = type(module).__name__
-    over_features = isinstance(module, nn.LayerNorm | nn.RMSNorm) and not name.endswith("2d")
-    return over_features or bool(re.search(r"(Layer|RMS)Norm$", name))
 
 
 def _is_activation(module: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,29 +47,14 @@ class Dyt(Intervention):
 
     def edit_model(self, model: nn.Module) -> Edit:
         """Put a DynamicTanh in the place of every norm."""
-        places = [
-            (f"{name}.{slot}".lstrip("."), parent, slot, child)
-            for name, parent in model.named_modules()
-            for slot, child in parent._modules.items()  # named_children would skip a norm's second place
-            if child is not None and _is_norm(child)
-        ]
+        from foreshock.interventions._swap import norms_of, swap
+
+        places = norms_of(model)
         if not places:
             raise UserError(f"dyt finds no LayerNorm or RMSNorm inside {type(model).__name__} to replace")
-        made = {norm: _replacement(name, norm, self.alpha) for name, _, _, norm in places}  # a shared norm stays shared
-        for _, parent, slot, norm in places:
-            parent.register_module(slot, made[norm])
-
-        def undo() -> None:
-            for _, parent, slot, norm in places:
-                parent.register_module(slot, norm)
-
-        return Edit(touched=tuple(name for name, *_ in places), undo=undo)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    from torch import nn
-
-    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or bool(re.search(r"(Layer|RMS)Norm$", type(module).__name__))
+        # by norm, in the first of its places: a shared norm stays shared
+        made = {place.filling: _replacement(place.path, place.filling, self.alpha) for place in reversed(places)}
+        return swap(model, places, [made[place.filling] for place in places])
 
 
 def _replacement(name: str, norm: Any, alpha: float) -> nn.Module:
