@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from foreshock.core.errors import UserError
 from foreshock.probes.generators import generators_kept
-from foreshock.probes.hooks import Hook, first_tensor
+from foreshock.probes.hooks import Taps, first_tensor
 from foreshock.probes.moments import rms
 from foreshock.probes.shards import is_distributed
 
@@ -73,75 +72,25 @@ class Call:
             return self._module(*args, **kwargs)
 
 
-class CallTaps:
+class CallTaps(Taps[Call]):
     """Hooks on several modules; each keeps the last call it listened to, with copies of its inputs.
 
     Those of training are of passes with gradients alone. Calls inside `torch.func` transforms are not kept, as their
     inputs are nothing outside of them, nor those that would communicate when they are made again.
     """
 
+    unfired = (
+        "none of the modules was called: they are called as functions, or the model was compiled, or replaced, "
+        "before this was attached; attach before the first compiled call, or name other modules"
+    )
+
     def __init__(self, modules: Mapping[str, nn.Module], *, training: bool) -> None:
         """Args: the modules by path, and whether passes without gradients are to be left out."""
-        self.listening = False
-        self._training = training
-        self._failure: Exception | None = None
-        self._slots = {path: _Slot() for path in modules}
-        self._handles = [self._hook(module, self._slots[path]) for path, module in modules.items()]
-
-    def listen(self) -> None:
-        """Forget what was heard and listen until `take`."""
-        for slot in self._slots.values():
-            slot.call, slot.fired = None, False
-        self._failure = None
-        self.listening = True
+        super().__init__(modules, lambda heard: Call(*heard), at="call", training=training)
 
     def take(self) -> dict[str, Call]:
-        """The calls heard since `listen`, by path; stops listening.
-
-        Raises:
-            UserError: there are hooks and none fired, as happens when the model was compiled before them.
-            Exception: what went wrong in a hook, which does not reach the forward pass.
-        """
-        self.listening = False
-        if self._failure is not None:
-            raise self._failure
-        heard = {path: slot.call for path, slot in self._slots.items() if slot.call is not None}
-        if self._slots and not any(slot.fired for slot in self._slots.values()):
-            raise UserError(
-                "none of the modules was called: they are called as functions, or the model was compiled, or replaced, "
-                "before this was attached; attach before the first compiled call, or name other modules"
-            )
-        for slot in self._slots.values():
-            slot.call = None
-        return {path: call for path, call in heard.items() if call.repeatable}
-
-    def close(self) -> None:
-        """Remove every hook and forget what was heard."""
-        self.listening = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._slots.clear()
-
-    def _hook(self, module: nn.Module, slot: "_Slot") -> torch.utils.hooks.RemovableHandle:
-        def hear(running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self.listening or (self._training and not torch.is_grad_enabled()):
-                return
-            slot.fired = True
-            try:
-                slot.call = Call(running, args, kwargs)
-            except Exception as error:  # the forward pass goes on, and `take` tells
-                self._failure = error
-
-        # First of all: other hooks may change the inputs, and will do so again when the call is made again.
-        return module.register_forward_pre_hook(Hook(hear), with_kwargs=True, prepend=True)
-
-
-class _Slot:
-    """A place of its own for each hook: compiled code may write an attribute without guarding on its value."""
-
-    call: Call | None = None
-    fired = False
+        """The calls heard since `listen`, by path; as `Taps.take`."""
+        return {path: call for path, call in super().take().items() if call.repeatable}
 
 
 def _copy(leaf: Any) -> Any:

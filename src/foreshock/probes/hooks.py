@@ -41,17 +41,29 @@ def _nothing(*_: Any, **__: Any) -> None:
 class Taps(Generic[Seen]):
     """Hooks on several modules; each keeps what `see` made of the last training forward it listened to.
 
-    `see` gets the module's positional inputs (`at="input"`) or its output. It runs inside the forward pass, so
-    it must return detached tensors and neither print nor copy to the host. Passes without gradients are not
-    seen: a reentrant checkpoint's first pass, an evaluation.
+    `see` gets the module's positional inputs (`at="input"`), its output, or the module with its positional and named
+    inputs (`at="call"`). It runs inside the forward pass, so it must return detached tensors and neither print nor copy
+    to the host. Passes without gradients are not seen unless asked for: a reentrant checkpoint's first pass, an
+    evaluation.
     """
 
+    unfired = (
+        "no forward hook fired: the model was compiled, or replaced, before the monitors were attached; "
+        "attach them before the first compiled call"
+    )
+    """What is said where none of the modules was called."""
+
     def __init__(
-        self, modules: Mapping[str, nn.Module], see: Callable[[Any], Seen], *, at: Literal["input", "output"] = "output"
+        self,
+        modules: Mapping[str, nn.Module],
+        see: Callable[[Any], Seen],
+        *,
+        at: Literal["input", "output", "call"] = "output",
+        training: bool = True,
     ) -> None:
         self.listening = False
         self._failure: Exception | None = None
-        self._see = see
+        self._see, self._training = see, training
         self._slots: dict[str, _Slot[Seen]] = {path: _Slot() for path in modules}
         self._handles = [self._hook(module, self._slots[path], at) for path, module in modules.items()]
 
@@ -74,10 +86,7 @@ class Taps(Generic[Seen]):
             raise self._failure
         seen = {path: slot.seen for path, slot in self._slots.items() if slot.seen is not None}
         if self._slots and not any(slot.fired for slot in self._slots.values()):
-            raise UserError(
-                "no forward hook fired: the model was compiled, or replaced, before the monitors were attached; "
-                "attach them before the first compiled call"
-            )
+            raise UserError(self.unfired)
         for slot in self._slots.values():
             slot.seen = None
         return seen
@@ -91,15 +100,18 @@ class Taps(Generic[Seen]):
         self._slots.clear()
 
     def _hook(
-        self, module: nn.Module, slot: "_Slot[Seen]", at: Literal["input", "output"]
+        self, module: nn.Module, slot: "_Slot[Seen]", at: Literal["input", "output", "call"]
     ) -> torch.utils.hooks.RemovableHandle:
         def see(given: Any) -> None:
-            if self.listening and torch.is_grad_enabled():
+            if self.listening and (torch.is_grad_enabled() or not self._training):
                 slot.fired = True
                 try:
                     slot.seen = self._see(given)
                 except Exception as error:
                     self._failure = error
+
+        def call(module: nn.Module, inputs: Any, named: Any) -> None:
+            see((module, inputs, named))
 
         def before(_module: nn.Module, inputs: Any) -> None:
             see(inputs)
@@ -107,6 +119,8 @@ class Taps(Generic[Seen]):
         def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
             see(output)
 
+        if at == "call":  # first of all: other hooks may change the inputs, and will do so again in a second call
+            return module.register_forward_pre_hook(Hook(call), with_kwargs=True, prepend=True)
         if at == "input":
             return module.register_forward_pre_hook(Hook(before))
         return module.register_forward_hook(Hook(after))
