@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foreshock.core.draws import permutation
 from foreshock.core.errors import DataError
 from foreshock.proxy.data import bigram
-from foreshock.proxy.data.batches import held_out_batches, train_batch, window_count, window_order
+from foreshock.proxy.data.batches import ORDER, held_out_batches, train_batch, window_count
 from foreshock.proxy.data.bigram import bigram_loss
 from foreshock.proxy.data.sources import synthetic_v1
 from foreshock.proxy.data.sources.synthetic_v1 import SyntheticV1
@@ -43,7 +44,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
     tokens = np.random.default_rng(0).integers(0, 99, 1000).astype(np.uint16)
     shape = {"seq_len": 8, "batch_size": 4}
     forwards = {step: train_batch(tokens, step, seed=1, **shape) for step in range(1, 100)}
-    window_order.cache_clear()
+    permutation.cache_clear()
     for step in reversed(range(1, 100)):
         assert np.array_equal(train_batch(tokens, step, seed=1, **shape), forwards[step])
     steps_per_epoch = window_count(tokens, 8) // 4
@@ -52,12 +53,14 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_window_order_is_the_same_everywhere():
-    assert window_order(10, 0, 0).tolist() == [1, 2, 3, 7, 0, 9, 4, 5, 6, 8]
+    assert permutation(10, ORDER, 0, 0).tolist() == [1, 2, 3, 7, 0, 9, 4, 5, 6, 8]
 
 
 def test_window_order_is_uniform():
     """Every window is first equally often over seeds: chi-squared with 9 degrees of freedom, bound at p = 1e-6."""
-    first = np.bincount([window_order(10, epoch, seed)[0] for seed in range(100) for epoch in range(20)], minlength=10)
+    first = np.bincount(
+        [permutation(10, ORDER, seed, epoch)[0] for seed in range(100) for epoch in range(20)], minlength=10
+    )
     assert ((first - 200) ** 2 / 200).sum() < 45
 
 

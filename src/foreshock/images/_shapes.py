@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from foreshock.core.draws import uniform
+
 Floats = NDArray[np.float64]
 
 _PURPOSE = 0x736861706573
@@ -73,7 +75,7 @@ def draw_shapes(first: int, count: int, *, size: int, seed: int) -> tuple[NDArra
         Grey levels (N, S, S) and labels (N,).
     """
     words_NW = _words(first, count, size, seed)
-    angle, radius, across, down, contrast, ground, strength = _uniform(words_NW[:, :_DRAWS]).T
+    angle, radius, across, down, contrast, ground, strength = uniform(words_NW[:, :_DRAWS]).T
     labels_N = np.arange(first, first + count) % len(SHAPES)
     radius_N = size * _between(_RADIUS, radius)
     # A shape reaches at most 1.25 radii from its centre, and may touch the border.
@@ -121,10 +123,6 @@ def _words(first: int, count: int, size: int, seed: int) -> NDArray[np.uint64]:
     bits.advance(first * counters)
     # Raw words, not a Generator: only the raw stream is promised to stay the same with every version of numpy.
     return bits.random_raw(count * counters * 4).reshape(count, counters * 4)
-
-
-def _uniform(words: NDArray[np.uint64]) -> Floats:
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _normal(words: NDArray[np.uint64]) -> Floats:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foreshock.core.config import Json
+from foreshock.core.draws import permutation
 from foreshock.core.errors import ConfigError, require, unknown
 from foreshock.images._shapes import SHAPES, draw_shapes
 
@@ -134,7 +135,7 @@ def train_batch(data: ImageData, step: int, *, batch_size: int, seed: int) -> tu
     count = len(data.train_images)
     _check_batch_size(batch_size, count, "training")
     epoch, batch = divmod(step - 1, count // batch_size)
-    rows = _order(count, _BATCHES, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+    rows = permutation(count, _BATCHES, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
     return data.train_images[rows], data.train_labels[rows]
 
 
@@ -167,7 +168,7 @@ def _digits(seed: int) -> _Parts:
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     pixels, labels = pixels.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int64)
-    order = _order(len(labels), _SPLIT, seed, 0)
+    order = permutation(len(labels), _SPLIT, seed, 0)
     held_out = np.zeros(len(labels), dtype=bool)
     for label in range(10):
         members = order[labels[order] == label]
@@ -201,13 +202,3 @@ def _standardised(name: str, seed: int, class_names: tuple[str, ...], parts: _Pa
     for array in (data.train_images, data.train_labels, data.held_out_images, data.held_out_labels):
         array.flags.writeable = False
     return data
-
-
-@lru_cache(maxsize=4)
-def _order(count: int, purpose: int, seed: int, epoch: int) -> Labels:
-    """A permutation of 0 … count − 1, the same with every version of numpy."""
-    bits = np.random.PCG64(np.random.SeedSequence([purpose, seed, epoch]))
-    # Sorting raw draws, not Generator.permutation: only the raw stream is promised to stay the same.
-    order = np.argsort(bits.random_raw(count), kind="stable")
-    order.flags.writeable = False
-    return order

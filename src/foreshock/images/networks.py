@@ -7,13 +7,13 @@ channels), a layer, the mean over pixels, a linear head. Every norm is followed 
 can be both: residual blocks are therefore those of 1603.05027, which normalise their inputs and leave the sum alone.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from foreshock.core.draws import stream_seed
 from foreshock.core.errors import require, unknown
 
 LayerFactory = Callable[[int], nn.Module]
@@ -143,8 +143,7 @@ def initialise(network: ImageNetwork, seed: int) -> None:
         if isinstance(module, _Conv) or module is network.head:
             weight = module.get_parameter("weight")
             gain = 1.0 if module is network.head else 2.0
-            digest = hashlib.sha256(f"{seed}/init/{name}.weight".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+            generator = torch.Generator().manual_seed(stream_seed(seed, f"init/{name}.weight"))
             with torch.no_grad():
                 weight.normal_(0.0, math.sqrt(gain / weight[0].numel()), generator=generator)
     nn.init.zeros_(network.head.get_parameter("bias"))

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from foreshock.core.draws import stream_seed
 from foreshock.core.errors import UserError
 from foreshock.interventions._growth import DEAD, Breaker
 from foreshock.probes.linears import linears_of
-from foreshock.proxy.parametrization import stream_seed
 
 Saved = list[tuple[Tensor, Tensor]]
 """Parameters, and copies of what they were, on the CPU."""

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foreshock.core.draws import stream_seed
 from foreshock.core.errors import ConfigError
 from foreshock.core.model_config import ModelConfig
 from foreshock.proxy.model import Proxy
-from foreshock.proxy.parametrization import stream_seed
 
 Builder = Callable[..., nn.Module]
 """Called as `build(width=…, depth=…, heads=…, vocab_size=…)`."""

@@ -1,6 +1,5 @@
 """Parametrization: from a parameter's role to its initial values, LR multiplier and decay multiplier."""
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from foreshock.core.draws import stream_seed
 from foreshock.core.errors import ConfigError
 from foreshock.core.model_config import RoleMultipliers, Roles
 from foreshock.probes.linears import linears_of
@@ -105,11 +105,6 @@ def initialise(model: nn.Module, roles: Roles, seed: int) -> None:
             else:
                 raw = rule.scale / TRUNCATION
                 nn.init.trunc_normal_(parameter, std=raw, a=-2 * raw, b=2 * raw, generator=generator)
-
-
-def stream_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for every purpose: 63 bits of SHA-256."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8]) >> 1
 
 
 def block_matrices(model: nn.Module) -> list[nn.Parameter]:

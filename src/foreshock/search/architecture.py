@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foreshock.proxy.parametrization import stream_seed
+from foreshock.core.draws import stream_seed
 
 LayerFactory = Callable[[int], nn.Module]
 """Makes the layer for a number of channels."""

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from foreshock.core.draws import stream_seed
 from foreshock.core.errors import UserError
 from foreshock.layers.formula.graph import Graph
 from foreshock.layers.formula.primitives import primitives_of
 from foreshock.layers.formula.signature import fingerprint, simplified
 from foreshock.layers.formula.text import to_text
-from foreshock.proxy.parametrization import stream_seed
 from foreshock.search.selection import population, select
 from foreshock.search.settings import LayerSearch
 from foreshock.search.state import Candidate, Evaluation, State

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foreshock.core.draws import stream_seed
 from foreshock.core.run_config import RunConfig
 from foreshock.hypernetworks import Design, Hypernetized, hypernetize
 from foreshock.images.data import ImageData, Images, held_out_batches, train_batch
 from foreshock.proxy.data import batches as tokens_of
 from foreshock.proxy.data.prepare import TokenData
-from foreshock.proxy.parametrization import stream_seed
 from foreshock.tasks import _preferences as preferences
 from foreshock.training.batches import Batches
 from foreshock.training.setup import build_model

@@ -7,8 +7,12 @@ tasks that hypernetworks of a Pareto front learn, 2010.04104, with labels drawn 
 Shapes: B batch, D hyper-inputs, T tokens; `...` nothing or T.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+
+from foreshock.core.draws import uniform, words
 
 _PURPOSE = 0x707265666572
 """Keeps this stream of random numbers apart from every other one of the same seed."""
@@ -61,9 +65,4 @@ def of_tokens(tokens: Labels, inputs: int) -> Labels:
 
 
 def _uniform(shape: tuple[int, ...], *, step: int, seed: int) -> Floats:
-    bits = np.random.PCG64(np.random.SeedSequence([_PURPOSE, seed, step]))
-    # Raw words, not a Generator: only the raw stream is promised to stay the same with every version of numpy.
-    words = bits.random_raw(int(np.prod(shape)))
-    numbers: Floats = (words >> np.uint64(11)).astype(np.float64)
-    numbers *= 2.0**-53
-    return numbers.reshape(shape)
+    return uniform(words(math.prod(shape), _PURPOSE, seed, step)).reshape(shape)

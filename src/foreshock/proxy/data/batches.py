@@ -1,14 +1,13 @@
 """Batches as pure functions of tokens and position. Shapes: B sequences, T tokens of each, W windows."""
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
+from foreshock.core.draws import permutation
 from foreshock.core.errors import DataError
 from foreshock.proxy.data.source import Tokens
 
-_PURPOSE = 0x6F72646572
+ORDER = 0x6F72646572
 """Keeps this stream of random numbers apart from every other one of the same seed."""
 
 
@@ -30,7 +29,7 @@ def train_batch(tokens: Tokens, step: int, *, seq_len: int, batch_size: int, see
     """
     windows = window_count(tokens, seq_len)
     epoch, batch = divmod(step - 1, windows // batch_size)
-    order_W = window_order(windows, epoch, seed)
+    order_W = permutation(windows, ORDER, seed, epoch)
     return _rows(tokens, order_W[batch * batch_size : (batch + 1) * batch_size], seq_len)
 
 
@@ -57,16 +56,6 @@ def held_out_batches(tokens: Tokens, *, seq_len: int, batch_size: int, count: in
 def window_count(tokens: Tokens, seq_len: int) -> int:
     """W: how many windows of T inputs, with a target for each, the tokens hold."""
     return (len(tokens) - 1) // seq_len
-
-
-@lru_cache(maxsize=4)
-def window_order(windows: int, epoch: int, seed: int) -> NDArray[np.int64]:
-    """The order of the windows in one epoch, a permutation of 0 … W − 1; the same with every version of numpy."""
-    bits = np.random.PCG64(np.random.SeedSequence([_PURPOSE, seed, epoch]))
-    # Sorting raw draws, not Generator.permutation: only the raw stream is promised to stay the same.
-    order_W = np.argsort(bits.random_raw(windows), kind="stable")
-    order_W.flags.writeable = False
-    return order_W
 
 
 def _rows(tokens: Tokens, windows: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
