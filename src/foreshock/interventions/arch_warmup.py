@@ -284,10 +284,9 @@ class _Growing(Intervention):
             return ""
         late = plan.latest is not None and step > plan.latest
         if self._tracker is not None and not late and (step - earliest) % READ_EVERY == 0:
-            from foreshock.probes.curvature.tracker import first_sequences
+            from foreshock.probes.curvature.tracker import probe_batch
 
-            tokens = first_sequences(info.inputs_BT, info.targets_BT, SEQUENCES)
-            self.observe(self._tracker.measure(tokens).ratio)
+            self.observe(self._tracker.measure(probe_batch(info, SEQUENCES)).ratio)
         below = self._ratio is not None and math.isfinite(self._ratio) and self._ratio < self._options.margin
         if below or late:
             self._unlock(step)

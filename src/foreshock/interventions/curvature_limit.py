@@ -133,7 +133,7 @@ class _Limiting(Intervention):
             self._tracker.load_state_dict(state["tracker"])
 
     def _read(self, info: StepInfo) -> None:
-        from foreshock.probes.curvature.tracker import first_sequences
+        from foreshock.probes.curvature.tracker import probe_batch
 
         every = self._options.every
         if self._tracker is None:
@@ -143,8 +143,7 @@ class _Limiting(Intervention):
                     "nothing: measure it with a CurvatureTracker and give reading.eigenvalue to observe"
                 )
         elif info.step % every == 0 and self._moved():
-            tokens = first_sequences(info.inputs_BT, info.targets_BT, self._options.sequences)
-            self.observe(self._tracker.measure(tokens).eigenvalue)
+            self.observe(self._tracker.measure(probe_batch(info, self._options.sequences)).eigenvalue)
 
     def _moved(self) -> bool:
         """Whether the optimizer has a P: it has none before its first step, nor while every step was skipped."""

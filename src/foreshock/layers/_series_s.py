@@ -80,7 +80,6 @@ class GatedS(SeriesS):
     def activated(self, x: Tensor) -> Tensor:
         """The numerator x σ(v x)."""
         assert self.v is not None
-        x = at_least_fp32(x)
         return x * torch.sigmoid(x * self.along_channels(self.v, x))
 
 

@@ -36,15 +36,6 @@ def reference_of(context: Context, preconditioned: bool = True) -> CurvatureTrac
     return tracker_of(context, "lanczos", REFERENCE_HVPS, preconditioned, tolerance=RIGHT)
 
 
-def probe_of(info: StepInfo, sequences: int, kept: Any) -> Any:
-    """What to read: what was kept; the first sequences of the step's token ids (B, T+1); a batch as it was given."""
-    from foreshock.probes.curvature.tracker import first_sequences
-
-    if kept is not None:
-        return kept
-    return first_sequences(info.inputs_BT, info.targets_BT, sequences) if info.batch is None else info.batch
-
-
 def part_of_batch(info: StepInfo, probe: Any) -> float:
     """Which part of the step's batch the probe is."""
     return len(probe) / len(info.inputs_BT) if info.batch is None else 1.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
 from foreshock.core.errors import UserError, require
-from foreshock.monitors._tracking import part_of_batch, probe_of, reference_of, tracker_of
+from foreshock.monitors._tracking import part_of_batch, reference_of, tracker_of
 
 if TYPE_CHECKING:
     from foreshock.probes.curvature.reading import Reading
@@ -99,8 +99,11 @@ class _CurvatureObserver(Observer):
     def read(self, info: StepInfo) -> Mapping[str, float]:
         if info.step < self._due:
             return {}
+        from foreshock.probes.curvature.tracker import probe_batch
+
         monitor = self._monitor
-        probe = probe_of(info, monitor.sequences, self._probe if monitor.fixed else None)
+        fixed = self._probe if monitor.fixed else None
+        probe = probe_batch(info, monitor.sequences) if fixed is None else fixed
         self._probe = probe if monitor.fixed else None
         rows, cost = self._read(probe)
         if self._reference is not None:

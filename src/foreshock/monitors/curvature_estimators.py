@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foreshock.core.contracts import Context, Monitor, Need, Observer, StepInfo
 from foreshock.core.errors import require
-from foreshock.monitors._tracking import probe_of, reference_of, tracker_of
+from foreshock.monitors._tracking import reference_of, tracker_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,19 +73,22 @@ class CurvatureEstimators(Monitor):
 class _EstimatorsObserver(Observer):
     def __init__(self, monitor: CurvatureEstimators, context: Context) -> None:
         self._monitor = monitor
-        self._probe: Tensor | None = None
+        self._probe: Any = None
         self._trackers = {name: tracker_of(context, e.method, e.hvps) for name, e in ESTIMATORS.items()}
         self._reference = reference_of(context)
 
     def read(self, info: StepInfo) -> Mapping[str, Tensor | float]:
+        from foreshock.probes.curvature.tracker import probe_batch
+
         monitor = self._monitor
-        self._probe = tokens = probe_of(info, monitor.sequences, self._probe if monitor.fixed else None)
-        right = self._reference.measure(tokens)
+        if self._probe is None or not monitor.fixed:
+            self._probe = probe_batch(info, monitor.sequences)
+        right = self._reference.measure(self._probe)
         rows = {"curvature_estimators/reference": right.eigenvalue, "curvature_estimators/turn": right.turn}
         for name, tracker in self._trackers.items():
             if not ESTIMATORS[name].warm:
                 tracker.forget()
-            rows[f"curvature_estimators/error/{name}"] = tracker.measure(tokens).eigenvalue / right.eigenvalue - 1
+            rows[f"curvature_estimators/error/{name}"] = tracker.measure(self._probe).eigenvalue / right.eigenvalue - 1
         return rows
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import Any
 
 from foreshock.core import plugins
 from foreshock.core.arms import arm_name
-from foreshock.core.config import canonical_json, to_json
+from foreshock.core.config import canonical_json
 from foreshock.core.run_config import RunConfig, resolve, run_id
+from foreshock.core.task import Task
 from foreshock.study import machine
 from foreshock.study.estimate import Estimate, estimate, measure
 from foreshock.study.folder import Run, SingleFolder, StudyFolder
-from foreshock.study.grid import Size, Study, at_point, expand, shape_of
+from foreshock.study.grid import Study, expand, shape_of
 from foreshock.study.rehearsals import check_importable, rehearse
 
 DataProgress = Callable[[int, int], None]
@@ -139,13 +140,15 @@ def check_tasks(configs: Iterable[RunConfig]) -> None:
     Raises:
         UserError: a setting, an option or a plug-in that cannot work there.
     """
-    different = {canonical_json(to_json(at_point(c, _size_of(c), 1.0, 0))): c for c in configs}
-    for config in different.values():
-        plugins.load("tasks", config.task).check(config)
-
-
-def _size_of(config: RunConfig) -> Size:
-    return Size(width=config.model.width, depth=config.model.depth, heads=config.model.heads)
+    seen = set()
+    for config in configs:
+        task = plugins.load("tasks", config.task)
+        if type(task).check is Task.check:  # nothing to try, in what may be thousands of runs
+            continue
+        key = canonical_json(replace(config, optim=replace(config.optim, lr=1.0), train=replace(config.train, seed=0)))
+        if key not in seen:
+            seen.add(key)
+            task.check(config)
 
 
 def label_of(config: RunConfig, base: RunConfig) -> str:

@@ -19,13 +19,15 @@ def predict(
     model: Callable[[Tensor], Tensor], batch: Batch, runtime: RuntimeConfig, *, step: int = 0, lr: float = 0.0
 ) -> StepInfo:
     """Logits and cross-entropy of a batch: the mean over all tokens, or all examples, in nats."""
-    device, pair = torch.device(runtime.device), isinstance(batch, tuple)
-    whole = tuple(part.to(device, non_blocking=True) for part in (batch if isinstance(batch, tuple) else (batch,)))
-    inputs, targets = whole if pair else (whole[0][:, :-1], whole[0][:, 1:])
+    device, given = torch.device(runtime.device), None
+    if isinstance(batch, tuple):
+        inputs, targets = given = tuple(part.to(device, non_blocking=True) for part in batch)
+    else:
+        tokens_BT = batch.to(device, non_blocking=True)
+        inputs, targets = tokens_BT[:, :-1], tokens_BT[:, 1:]
     with _autocast(runtime):
         logits = model(inputs)
     loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
-    given = whole if pair else None
     return StepInfo(step=step, inputs_BT=inputs, targets_BT=targets, logits_BTV=logits, loss=loss, lr=lr, batch=given)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from foreshock.core.contracts import StepInfo
 from foreshock.core.errors import UserError, require, unknown
 from foreshock.probes.curvature.backends import BACKENDS, choose_backend
 from foreshock.probes.curvature.edge import edge_of
@@ -287,6 +288,8 @@ def _angle(a_N: Tensor, b_N: Tensor, space: ParameterSpace) -> float:
     return math.acos(min(1.0, float(cosine))) if cosine.isfinite() else math.nan
 
 
-def first_sequences(inputs_BT: Tensor, targets_BT: Tensor, count: int) -> Tensor:
-    """The token ids (B, T+1) that the first sequences of a batch were made of."""
-    return torch.cat([inputs_BT[:count], targets_BT[:count, -1:]], dim=1)
+def probe_batch(info: StepInfo, sequences: int) -> Any:
+    """What to measure on: the first sequences of a step's token ids (B, T+1), or its batch if that is another one."""
+    if info.batch is not None:
+        return info.batch
+    return torch.cat([info.inputs_BT[:sequences], info.targets_BT[:sequences, -1:]], dim=1)
