@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +55,22 @@ def make_folder(tmp_path: Path) -> Iterator[Callable[..., RunFolder]]:
     yield make
     for folder in made:
         folder.close()
+
+
+@pytest.fixture(scope="session")
+def timm() -> Any:
+    """Without the compiled operators of torchvision, whose names must be known for it to be imported."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in {
+        "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    }.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(name + schema)
+    return pytest.importorskip(
+        "timm",
+        reason="make test-all installs timm and torchvision beside the environment",
+        exc_type=ImportError,
+    )

@@ -301,7 +301,7 @@ def test_runs_far_above_their_initial_loss_are_no_stable_best(tmp_path: Path) ->
     found = findings(tmp_path / "s", **ONE, arms=["none"], lrs=list(losses), plant=finals(losses))
     assert found[0] == (
         "Nothing was learned in `none` at 32×2 (24,576 block parameters): at the learning rates tried (10 to 100) no "
-        "run ended below its loss at initialisation (5.7 nats per token). Try lower learning rates or more steps."
+        "run ended below its loss at initialisation (5.7 nats). Try lower learning rates or more steps."
     )
     text = "\n".join(found)
     assert "none (even the best run is not stable) at 32×2" in text
@@ -376,7 +376,7 @@ def test_sensitivities_over_other_learning_rates_are_not_averaged(tmp_path: Path
     long = fabricate_study(tmp_path / "a", **ONE, arms=["none"], lrs=list(losses), plant=finals(losses))  # type: ignore[arg-type]
     short = fabricate_study(tmp_path / "b", **ONE, arms=["none"], lrs=[1e-2, 1e-1], seeds=[1, 2], plant=finals(losses))  # type: ignore[arg-type]
     text = "\n".join(finding(analyse([long, short])))
-    assert "this costs 0.2 nats per token" in text  # (2.4 − 2.0) / 2 in both
+    assert "this costs 0.2 nats" in text  # (2.4 − 2.0) / 2 in both
     assert "its charts leave out 1 of 3 curves, which has others than 0.01, 0.1." in text
 
 

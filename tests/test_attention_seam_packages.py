@@ -22,23 +22,6 @@ TOKENS = torch.randint(50, (B, T), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
-def timm() -> Any:
-    """Without the compiled operators of torchvision, whose names must be known for it to be imported."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name, schema in {
-        "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    }.items():
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(name + schema)
-    return pytest.importorskip(
-        "timm",
-        reason="make test-all installs timm and torchvision beside the environment",
-        exc_type=ImportError,
-    )
-
-
-@pytest.fixture(scope="module")
 def x_transformers() -> Any:
     return pytest.importorskip("x_transformers", reason="make test-all installs x-transformers beside the environment")
 

@@ -20,23 +20,6 @@ SHAPES = {"odd": ((3, 9, 5, 7), 3), "batch of 1": ((1, 6, 1, 3), 2), "one group"
 """Shapes (B, C, H, W) and groups."""
 
 
-@pytest.fixture(scope="module")
-def timm() -> Any:
-    """Without the compiled operators of torchvision, whose names must be known for it to be imported."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name, schema in {
-        "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    }.items():
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(name + schema)
-    return pytest.importorskip(
-        "timm",
-        reason="make test-all installs timm and torchvision beside the environment",
-        exc_type=ImportError,
-    )
-
-
 def pair(timm: Any, name: str, channels: int, groups: int, **options: Any) -> tuple[nn.Module, nn.Module]:
     """Our layer with random parameters, and theirs with our state."""
     options |= {} if "2dB" in name else {"groups": groups}

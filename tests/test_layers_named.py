@@ -87,11 +87,12 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest() -> None:
             build_layer(name, 4, layout="token")
 
 
-@pytest.mark.parametrize("layout", ["image", "token"])
-@pytest.mark.parametrize("name", EVONORM)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    # The statistics of the B series run over the batch: tokens have none of them.
+    [(name, layout) for name in EVONORM for layout in ("image", "token") if layout == "image" or "_b" not in name],
+)
 def test_the_published_formulas_are_the_layers_of_their_names(name: str, layout: Any) -> None:
-    if layout == "token" and "_b" in name:
-        pytest.skip("its statistics run over the batch")
     layer, formula = (build_layer(each, 6, layout=layout) for each in (name, EVONORM[name]))
     layer.eps = 1e-5  # that of B0 is 1e-3
     x = X_BCHW if layout == "image" else X_BTC

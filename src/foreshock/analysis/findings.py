@@ -51,7 +51,7 @@ def _single_run(run: pl.DataFrame) -> str:
     r = run.row(0, named=True)
     return (
         f"One run (`{r['arm']}`, {size_of(r)}, learning rate {number(r['lr'])}): held-out loss went from "
-        f"{number(r['loss_init'])} to {number(r['loss_final'])} nats per token in {r['steps']} steps. How sensitive "
+        f"{number(r['loss_init'])} to {number(r['loss_final'])} nats in {r['steps']} steps. How sensitive "
         "training is to the learning rate takes several learning rates to say."
     )
 
@@ -77,7 +77,7 @@ def _instability(finished: pl.DataFrame, sensitivity: pl.DataFrame) -> str:
     return (
         f"The instability shows {where}: of {many(upward.height, 'run')} from {best} upward, "
         f"{counts(unstable['outcome'])}; the lowest learning rate that went wrong is {number(unstable['lr'].min())}. "
-        f"Averaged over the learning rates, this costs {part} nats per token (the instability part of LR sensitivity)."
+        f"Averaged over the learning rates, this costs {part} nats (the instability part of LR sensitivity)."
     )
 
 
@@ -86,7 +86,7 @@ def _nothing_learned(here: pl.DataFrame, where: str) -> str:
     tried = f"at the {agree(here['lr'].n_unique(), 'learning rate', 'learning rates')} tried ({span(here['lr'])})"
     return (
         f"Nothing was learned {where}: {tried} no run ended below its loss at initialisation "
-        f"({span(here['loss_init'])} nats per token). Try lower learning rates or more steps."
+        f"({span(here['loss_init'])} nats). Try lower learning rates or more steps."
     )
 
 

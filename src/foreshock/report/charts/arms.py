@@ -19,8 +19,8 @@ MANY = 6
 LABEL = 230
 """Pixels that the name of an arm has."""
 MEASURES: dict[str, tuple[str, theme.Scale]] = {
-    "instability_part": ("instability part of S (nats per token)", "linear"),
-    "best_loss": ("loss at the best LR (nats per token)", "linear"),
+    "instability_part": ("instability part of S (nats)", "linear"),
+    "best_loss": ("loss at the best LR (nats)", "linear"),
     "max_stable_lr": ("largest stable LR on the grid", "log"),
 }
 """Column, title and scale of what arms are compared by."""

@@ -32,7 +32,7 @@ class Row:
 
 
 ROWS = (
-    Row(key="loss/train", axis="training loss (nats per token)", scale="log"),
+    Row(key="loss/train", axis="training loss (nats)", scale="log"),
     Row(key="attention_logits/max", axis="max attention logit", scale="log"),
     Row(key="norms/grad_norm", axis="gradient norm (L2)", scale="log"),
 )

@@ -24,7 +24,7 @@ def loss_vs_lr(runs: pl.DataFrame) -> Spec | None:
         return None
     placed = placed.with_columns(capped=(pl.col("loss_final").is_finite() & CAPPED).fill_null(False))
     heights = [*placed["value"], *placed["bigram_loss"].drop_nulls()]
-    x, y = theme.lr_axis(placed["lr"]), theme.value_axis("held-out loss (nats per token)", heights)
+    x, y = theme.lr_axis(placed["lr"]), theme.value_axis("held-out loss (nats)", heights)
     return run_panels(placed, x, y, theme.by_size(placed), _levels, height=270)
 
 

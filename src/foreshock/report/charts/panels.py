@@ -16,7 +16,7 @@ RUN_FACTS = (
     alt.Tooltip("lr:Q", title="peak LR", format="~g"),
     alt.Tooltip("seed:Q", title="seed"),
     alt.Tooltip("mark:N", title="outcome"),
-    alt.Tooltip("loss_final:N", title="held-out loss, nats/token"),
+    alt.Tooltip("loss_final:N", title="held-out loss, nats"),
 )
 """What every chart of runs says of the run pointed at; losses as names, because one may not be finite."""
 RUN_TOOLTIP = (

@@ -23,7 +23,7 @@ TOOLTIP = (
     alt.Tooltip("instability_part:N", title="instability part"),
     alt.Tooltip("lr_sensitivity_n_minus_1:N", title="S, /(n−1) convention"),
     alt.Tooltip("best_lr:Q", title="best LR", format="~g"),
-    alt.Tooltip("best_loss:N", title="best loss, nats/token"),
+    alt.Tooltip("best_loss:N", title="best loss, nats"),
     alt.Tooltip("max_stable_lr:N", title="largest stable LR"),
     alt.Tooltip("lrs:N", title="LRs"),
 )
@@ -42,7 +42,7 @@ def sensitivity_vs_size(sensitivity: pl.DataFrame) -> Spec | None:
         return None
     arms = arms_of(known)
     colour, shape = theme.by_arm(arms)
-    x, y = theme.size_axis(known["params"]), theme.value_axis("nats per token", known["lr_sensitivity"], from_zero=True)
+    x, y = theme.size_axis(known["params"]), theme.value_axis("nats", known["lr_sensitivity"], from_zero=True)
     mean = y.copy()
     mean.shorthand = "mean:Q"
     base = alt.Chart().encode(x=x, color=colour).transform_filter(f"indexof({theme.SHOWN_ARMS}, datum.arm) >= 0")

@@ -14,30 +14,38 @@ from foreshock.reproductions.mip.recipes import MIP, PLAIN, SCENARIOS, SIZE, Con
 def claims(at: Conditions) -> Iterator[Claim]:
     """Three claims for each scenario, and those of all scenarios together."""
     for scenario in SCENARIOS:
-        yield Claim(
-            id=f"{scenario.id}_loss",
-            source="results",
-            statement="MIP reaches a lower loss",
-            statistic=f"held-out loss of plain minus MIP, each at its best learning rate, in nats, {scenario.says}",
-            number=loss(at, scenario, PLAIN) - loss(at, scenario, MIP),
-            margin=above(0.0),
-        )
-        yield Claim(
-            id=f"{scenario.id}_speed",
-            source="results",
-            statement="MIP converges faster",
-            statistic="mean over a run's evaluations of its held-out loss, at the learning rate where that is least, "
-            f"plain minus MIP, in nats, {scenario.says}",
-            number=speed(at, scenario, PLAIN) - speed(at, scenario, MIP),
-            margin=above(0.0),
-        )
-        yield on_sensitivity(
-            f"{scenario.id}_stable",
-            "results",
-            "MIP depends less on the learning rate",
-            f"S of plain minus MIP, in nats, {scenario.says}",
-            sensitivity(at, scenario, PLAIN) - sensitivity(at, scenario, MIP),
-        )
+        yield from _of_scenario(at, scenario)
+    yield from _of_all(at)
+
+
+def _of_scenario(at: Conditions, scenario: Scenario) -> Iterator[Claim]:
+    yield Claim(
+        id=f"{scenario.id}_loss",
+        source="results",
+        statement="MIP reaches a lower loss",
+        statistic=f"held-out loss of plain minus MIP, each at its best learning rate, in nats, {scenario.says}",
+        number=loss(at, scenario, PLAIN) - loss(at, scenario, MIP),
+        margin=above(0.0),
+    )
+    yield Claim(
+        id=f"{scenario.id}_speed",
+        source="results",
+        statement="MIP converges faster",
+        statistic="mean over a run's evaluations of its held-out loss, at the learning rate where that is least, "
+        f"plain minus MIP, in nats, {scenario.says}",
+        number=speed(at, scenario, PLAIN) - speed(at, scenario, MIP),
+        margin=above(0.0),
+    )
+    yield on_sensitivity(
+        f"{scenario.id}_stable",
+        "results",
+        "MIP depends less on the learning rate",
+        f"S of plain minus MIP, in nats, {scenario.says}",
+        sensitivity(at, scenario, PLAIN) - sensitivity(at, scenario, MIP),
+    )
+
+
+def _of_all(at: Conditions) -> Iterator[Claim]:
     yield Claim(
         id="all_loss",
         source="abstract",
