@@ -56,7 +56,7 @@ class Search(LayerSearch, Task):
         from foreshock.search.evaluator import Evaluator
 
         check_plain(config)
-        architectures = self._architectures(config)
+        architectures = self.built(config)
         Evaluator(architectures, self, config.train.seed)
         for architecture in architectures:
             _parameters(architecture)
@@ -86,12 +86,12 @@ class Search(LayerSearch, Task):
         manifest = self.data(config)
         check_same_data(folder, manifest)
         ready_process(config)
-        architectures = self._architectures(config)
+        architectures = self.built(config)
         write_manifest(folder, manifest, {"params": sum(map(_parameters, architectures))})
         seed = config.train.seed
         return run_search(folder, self, Evaluator(architectures, self, seed), seed=seed, stop=stop)
 
-    def _architectures(self, config: RunConfig) -> list[Architecture]:
+    def built(self, config: RunConfig) -> list[Architecture]:
         """Those that are asked for, in that order."""
         return [
             self._proxy(config) if name == "proxy" else self._on_images(name, config) for name in self.architectures
