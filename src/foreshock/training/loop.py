@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foreshock.core.contracts import StepInfo
 from foreshock.core.run_folder import RunFolder, Status
@@ -46,11 +46,17 @@ class Progress:
     """Wall-clock seconds of the steps and evaluations so far, over all sittings."""
 
 
+Examine = Callable[[nn.Module], Row]
+"""What a task measures of a model that was trained to the end, as values of the last row."""
+
+
 class Loop:
     """One run from where its folder stands to its end."""
 
-    def __init__(self, folder: RunFolder, training: Training, batches: Batches) -> None:
-        self.folder, self.training, self.batches = folder, training, batches
+    def __init__(
+        self, folder: RunFolder, training: Training, batches: Batches, examine: Examine = lambda model: {}
+    ) -> None:
+        self.folder, self.training, self.batches, self.examine = folder, training, batches, examine
         self.train_config, self.record = training.config.train, training.config.record
         # Outcomes compare windows of a tenth of the run: with a row at the end of each they are exact.
         self.window_ends = {math.ceil(self.train_config.steps * k / 10) for k in range(1, 11)}
@@ -115,6 +121,8 @@ class Loop:
         if stopped or last or step % self.train_config.eval_every == 0:
             row = row or to_host(self._losses(info))
             row["loss/held_out"] = self._evaluate()
+        if last and not stopped:
+            row |= self.examine(self.training.model)
         if not row and step in self.window_ends:
             row = to_host(self._losses(info))
         if row:

@@ -12,16 +12,29 @@ from foreshock.core.manifest import environment
 from foreshock.core.run_config import RunConfig, run_id
 from foreshock.core.run_folder import RunFolder, Status
 from foreshock.proxy.data.bigram import bigram_of
-from foreshock.proxy.data.prepare import compare_manifests, prepare
+from foreshock.proxy.data.prepare import TokenData, compare_manifests, prepare
 from foreshock.proxy.parametrization import block_parameters
 from foreshock.training.batches import Batches, token_batches
 from foreshock.training.loop import Loop
+from foreshock.training.panel import Row
 from foreshock.training.setup import Training, build_training
 from foreshock.training.step import train_step
 
 
-def run_on_tokens(config: RunConfig, folder: RunFolder, stop: Callable[[], bool]) -> Status:
-    """Train the model that the config describes on its tokens, from where the folder stands."""
+def run_on_tokens(
+    config: RunConfig,
+    folder: RunFolder,
+    stop: Callable[[], bool],
+    examine: Callable[[nn.Module, TokenData], Row] = lambda model, data: {},
+) -> Status:
+    """Train the model that the config describes on its tokens, from where the folder stands.
+
+    Args:
+        config: the run's.
+        folder: the run's.
+        stop: interrupts the run.
+        examine: what is measured of the trained model, as values of the last row.
+    """
     data = prepare(config.data, config.train)
     manifest = data.manifest | {"hash": data.hash}
     check_same_data(folder, manifest)
@@ -29,7 +42,9 @@ def run_on_tokens(config: RunConfig, folder: RunFolder, stop: Callable[[], bool]
     ready_process(config)
     training = build_training(config, data.vocab_size)
     facts = {"params": block_parameters(training.model), "bigram_loss": bigram_of(data, config.data, config.train)}
-    return train(folder, training, token_batches(data, config), manifest, facts, stop)
+    write_manifest(folder, manifest, _of_training(training) | facts)
+    loop = Loop(folder, training, token_batches(data, config), lambda model: examine(model, data))
+    return loop.run(stop)
 
 
 def train(
@@ -50,13 +65,16 @@ def train(
         facts: what else the manifest says: N as `params`, `bigram_loss` where there is one.
         stop: interrupts the run.
     """
-    made = {
+    write_manifest(folder, data, _of_training(training) | dict(facts))
+    return Loop(folder, training, batches).run(stop)
+
+
+def _of_training(training: Training) -> dict[str, Any]:
+    return {
         "params_total": sum(p.numel() for p in training.model.parameters()),
         "flops_per_token": training.flops_per_token,
         "tokens_per_step": training.tokens_per_step,
     }
-    write_manifest(folder, data, made | dict(facts))
-    return Loop(folder, training, batches).run(stop)
 
 
 def rehearse(config: RunConfig, model: nn.Module, classes: int, batches: Batches) -> None:
