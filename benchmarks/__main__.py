@@ -10,6 +10,7 @@ import torch
 from benchmarks import step, study
 from benchmarks.attack.page import attack_page
 from benchmarks.curvature.page import cpu_page, cuda_page
+from benchmarks.sparse_matvec.page import sparse_matvec_page
 from benchmarks.watch.page import watch_page
 
 TARGET = Path(__file__).parent.parent / "docs" / "benchmarks"
@@ -81,7 +82,7 @@ def main() -> None:
         "parts",
         nargs="*",
         default=["step", "study"],
-        help="step, study, curvature, watch, attack; the default is step study",
+        help="step, study, curvature, watch, attack, sparse_matvec; the default is step study",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
@@ -103,6 +104,8 @@ def main() -> None:
         pages[name] = watch_page(machine(options.device), options.device)
     if "attack" in options.parts:
         pages["attack"] = attack_page(machine("cpu"))
+    if "sparse_matvec" in options.parts:
+        pages["sparse_matvec"] = sparse_matvec_page(machine("cpu"))
     TARGET.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         print(text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foreshock import interventions as interventions
     from foreshock import layers as layers
+    from foreshock import steer as steer
     from foreshock.analysis.forecasters import forecast as forecast
     from foreshock.analysis.sensitivity import lr_sensitivity as lr_sensitivity
     from foreshock.analysis.tables import read_runs as read_runs
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from foreshock.max_lr import find_max_lr as find_max_lr
     from foreshock.probes.attack import attack as attack
     from foreshock.probes.curvature.tracker import CurvatureTracker as CurvatureTracker
+    from foreshock.probes.drift import drift as drift
     from foreshock.probes.magnitude import magnitude_slope as magnitude_slope
+    from foreshock.sparsity._sparsify import sparsify as sparsify
     from foreshock.studies import run_study as run_study
     from foreshock.study import recipes as recipes
     from foreshock.study.grid import Size as Size
@@ -33,6 +36,7 @@ _PUBLIC = {
     "Study": "foreshock.study.grid:Study",
     "attack": "foreshock.probes.attack:attack",
     "doctor": "foreshock.training.doctor:doctor",
+    "drift": "foreshock.probes.drift:drift",
     "find_max_lr": "foreshock.max_lr:find_max_lr",
     "forecast": "foreshock.analysis.forecasters:forecast",
     "grow_depth": "foreshock.interventions._grow_depth:grow_depth",
@@ -44,6 +48,8 @@ _PUBLIC = {
     "read_runs": "foreshock.analysis.tables:read_runs",
     "recipes": "foreshock.study.recipes",
     "run_study": "foreshock.studies:run_study",
+    "sparsify": "foreshock.sparsity._sparsify:sparsify",
+    "steer": "foreshock.steer",
     "testing": "foreshock.testing",
     "watch": "foreshock.training.watch:watch",
 }
@@ -57,6 +63,7 @@ __all__ = [
     "__version__",
     "attack",
     "doctor",
+    "drift",
     "find_max_lr",
     "forecast",
     "grow_depth",
@@ -68,6 +75,8 @@ __all__ = [
     "read_runs",
     "recipes",
     "run_study",
+    "sparsify",
+    "steer",
     "testing",
     "watch",
 ]

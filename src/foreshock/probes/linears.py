@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from foreshock.core.errors import UserError
+from foreshock.probes.contributions import is_linear
 from foreshock.probes.hooks import Hook, Taps, path
 from foreshock.probes.moments import l2_norms
 from foreshock.probes.precision import accurate_dtype
@@ -34,7 +35,7 @@ def linears_of(model: nn.Module) -> dict[str, nn.Module]:
     A linear is an `nn.Linear`, or a `Conv1D` of transformers, whose weight is transposed.
     """
     lists = tuple(f"{path(name)}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
-    linears = {path(name): module for name, module in model.named_modules() if _is_linear(module)}
+    linears = {path(name): module for name, module in model.named_modules() if is_linear(module)}
     return {name: linear for name, linear in linears.items() if name.startswith(lists)} or linears
 
 
@@ -283,10 +284,6 @@ class _Fused(_Flow):
 
 def _norm(weight: Tensor) -> Tensor:
     return l2_norms([weight])[0]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
 def _parametrization(linear: nn.Module) -> nn.Module | None:

@@ -1,0 +1,1 @@
+"""Methods of activation sparsity, one file each: what channels are scored by."""

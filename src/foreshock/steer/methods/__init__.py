@@ -1,0 +1,1 @@
+"""Ways to fit affine maps, one file each; the file name is the key."""
