@@ -1,7 +1,7 @@
 """What the runs of a claim say, one seed at a time."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -21,6 +21,8 @@ class Evidence:
     """Their folders, by run id."""
     statistic: str = "lr_sensitivity"
     """Column of the sensitivity table that is read where LR sensitivity is asked for."""
+    curves: dict[tuple[str, Size, tuple[float, ...]], pl.DataFrame] = field(default_factory=dict, repr=False)
+    """Those that were asked for, which numbers and their parts ask for again."""
 
     def at(self, arm: str, size: Size, lrs: Sequence[float]) -> pl.DataFrame:
         """The runs of one arm and size at some learning rates."""
@@ -29,8 +31,11 @@ class Evidence:
 
     def curve(self, arm: str, size: Size, lrs: Sequence[float]) -> pl.DataFrame:
         """The row of the sensitivity table for one loss-vs-LR curve; outcomes are those among its runs alone."""
-        bare = self.at(arm, size, lrs).drop(OUTCOME_COLUMNS).with_columns(planned_runs=pl.lit(len(lrs), pl.Int64))
-        return sensitivity_table(add_outcomes(bare, OutcomeRule()))
+        key = arm, size, tuple(lrs)
+        if key not in self.curves:
+            bare = self.at(arm, size, lrs).drop(OUTCOME_COLUMNS).with_columns(planned_runs=pl.lit(len(lrs), pl.Int64))
+            self.curves[key] = sensitivity_table(add_outcomes(bare, OutcomeRule()))
+        return self.curves[key]
 
     def logged(self, arm: str, size: Size, lr: float, key: str) -> pl.DataFrame:
         """Steps and values of a logged quantity, `group/quantity[/module]`, in one run."""
