@@ -67,6 +67,13 @@ def by_optimizer(linear: nn.Linear) -> None:
     torch.optim.SGD(linear.parameters(), lr=1.0).step()
 
 
+def by_fused_optimizer(linear: nn.Linear) -> None:
+    linear(torch.ones(1, linear.in_features, dtype=linear.weight.dtype)).sum().backward()
+    version = linear.weight._version
+    torch.optim.AdamW(linear.parameters(), lr=1.0, fused=True).step()
+    assert linear.weight._version == version  # what makes it a case of its own
+
+
 def in_inference_mode(linear: nn.Linear) -> None:
     with torch.inference_mode():
         linear.weight.add_(1)
@@ -96,6 +103,13 @@ def set_data(linear: nn.Linear) -> None:
     linear.weight.data = torch.randn(3, 4)
 
 
+def moved_within_its_storage(linear: nn.Linear) -> None:
+    both = torch.randn(2, 3, 4)
+    linear.weight.data = both[0]
+    column_norms(linear)
+    linear.weight.data = both[1]
+
+
 def parametrized(linear: nn.Linear) -> None:
     parametrize.register_parametrization(linear, "weight", Doubled())
 
@@ -106,8 +120,8 @@ class Doubled(nn.Module):
 
 
 CHANGES: list[Callable[[nn.Linear], None]] = [
-    *(in_place, one_element, by_optimizer, in_inference_mode, loaded, assigned, replaced),
-    *(to_half, to_double, set_data, parametrized),
+    *(in_place, one_element, by_optimizer, by_fused_optimizer, in_inference_mode, loaded, assigned, replaced),
+    *(to_half, to_double, set_data, moved_within_its_storage, parametrized),
 ]
 
 

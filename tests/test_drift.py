@@ -165,6 +165,27 @@ def test_masked_tokens_do_not_count() -> None:
         assert layer.distance == pytest.approx(short.by_layer[name].distance, rel=1e-4)
 
 
+def test_masked_tokens_do_not_count_in_heads_either() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(4)
+
+        def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+            normed: Tensor = self.norm(hidden.view(*hidden.shape[:2], 2, 4))
+            return normed
+
+    mask = torch.ones(3, 5, dtype=torch.long)
+    mask[0, :2] = 0
+    found = drift(Heads(), Heads(), {"hidden": x(3, 5, 8), "attention_mask": mask}, modules="norm")
+    assert found.by_layer["norm"].tokens == 13 * 2
+
+
+def test_no_globs_are_not_all_layers() -> None:
+    with pytest.raises(ConfigError, match="modules must name at least one module"):
+        drift(mlp(), mlp(), x(4, 4), modules=[])
+
+
 def test_inputs_come_as_a_tensor_tuples_mappings_or_a_stream() -> None:
     a, b = proxy(), proxy(seed=1)
     tokens = ids(4, 8)

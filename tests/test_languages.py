@@ -80,7 +80,7 @@ def test_the_corpus_holds_both_languages_alike():
 
 
 def test_python_is_python():
-    for document in documents(200, "python", seed=0, split="fit"):
+    for document in documents(60, "python", seed=0, split="fit"):
         tree = ast.parse(document.split(b"\n", 2)[2])
         compile(tree, "document", "exec")
 
@@ -136,10 +136,10 @@ def test_no_program_is_in_two_splits_nor_in_both_languages():
     for split in SPLITS:
         for language in SYNTAX:
             for seed in (0, 1):
-                for document in documents(60, language, seed=seed, split=split):
+                for document in documents(15, language, seed=seed, split=split):
                     seen.setdefault(frozenset(words(document).items()), set()).add(split)
     assert all(len(splits) == 1 for splits in seen.values())
-    assert len(seen) == len(SPLITS) * len(SYNTAX) * 2 * 60
+    assert len(seen) == len(SPLITS) * len(SYNTAX) * 2 * 15
     corpus = {frozenset(words(document).items()) for document in Languages().documents(ALL)}
     assert all(splits == {"train"} for program, splits in seen.items() if program in corpus)
     assert sorted(eighth for eighths in SPLITS.values() for eighth in eighths) == list(range(8))

@@ -151,6 +151,17 @@ def test_rows_of_the_proxy(arm: str) -> None:
     assert {key: value for key, value in row.items() if key.startswith(NAME)} == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_rows_follow_the_weights_from_step_to_step() -> None:
+    config = replace(CONFIG, model=llama(width=16, depth=2, heads=2))
+    training: Any = trained(config, NAME)
+    logged_step(training, 3)
+    row = logged_step(training, 4)
+    twin: Any = trained(config, steps=3)
+    linears = {"blocks.1.q": twin.model.blocks[1].attn.q, "blocks.0.gate": twin.model.blocks[0].mlp.gate}
+    by_hand = rows_by_hand(linears, lambda: twin.model(tokens(4)[:, :-1]))
+    assert {key: row[key] for key in by_hand} == pytest.approx(by_hand, rel=1e-5)  # as above
+
+
 def llama_model() -> Any:
     torch.manual_seed(0)
     shape: dict[str, Any] = {

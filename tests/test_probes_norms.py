@@ -51,3 +51,9 @@ def test_a_scale_that_cannot_be_told_is_an_error() -> None:
         scale_of(nn.LayerNorm(3, elementwise_affine=False))
     with pytest.raises(UserError, match="does not multiply"):
         scale_of(SquareRMSNorm(3))
+
+
+def test_hooks_on_a_norm_do_not_hide_its_scale() -> None:
+    norm = GemmaRMSNorm(3)
+    norm.register_forward_hook(lambda _norm, _inputs, output: output + 1)
+    assert scale_offset(norm) == 1

@@ -189,3 +189,10 @@ def test_bad_input_is_refused() -> None:
         Shape(layers=1, width=1, kv_width=0, hidden=1, vocab=1)
     with pytest.raises(ConfigError, match="vocab must be 0 or more"):
         Shape(layers=1, width=1, kv_width=1, hidden=1, vocab=-1)
+
+
+def test_models_without_numbers_are_counted() -> None:
+    """On the meta device, where models of billions are laid out."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4096, 11008), nn.Linear(11008, 4096))
+    assert macs_of(model, {"0": 0.5}).total == 4096 * 11008 * 1.5

@@ -336,3 +336,11 @@ def test_without_triton_a_gpu_is_refused_with_a_way_out(monkeypatch: pytest.Monk
     monkeypatch.delitem(sys.modules, "foreshock.sparsity._triton", raising=False)
     with pytest.raises(UserError, match="pip install triton"):
         import foreshock.sparsity._triton  # noqa: F401
+
+
+def test_inputs_by_name_go_the_usual_way() -> None:
+    linear, x = nn.Linear(8, 4), torch.eye(8)[:1]
+    with torch.no_grad():
+        y = linear(input=x)
+        with skip_zeros({"linear": linear}, smallest=0):
+            assert torch.allclose(linear(input=x), y)

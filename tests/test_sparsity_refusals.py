@@ -92,6 +92,10 @@ def test_models_that_cannot_be_sparsified_say_why() -> None:
         sparsify(nn.Sequential(nn.Tanh()))
     with pytest.raises(UserError, match="compiled"):
         sparsify(cast(nn.Module, torch.compile(cast(nn.Module, mlp()), backend="eager")))
+    inside = mlp()
+    inside[0].compile(backend="eager")
+    with pytest.raises(UserError, match="0 is compiled"):
+        sparsify(inside)
     with pytest.raises(UserError, match="unused read no tokens in calibration"):
         sparsify(never(), calibration=x(4, 10, dtype=torch.float32))
     with pytest.raises(UserError, match="meta device"):
@@ -119,3 +123,14 @@ def test_two_handles_are_in_force_together_on_different_linears_alone() -> None:
     with sparsify(model, "teal", 0.5):
         pass
     assert torch.equal(model(given), dense)
+
+
+def test_linears_that_torch_reads_without_calling_them_are_left_out() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    given = x(2, 5, 8, dtype=torch.float32)
+    with torch.no_grad(), sparsify(encoder, "wina", 0.5) as handle:
+        encoder(given)
+        assert handle.measured().keys() == handle.sparsities.keys()
+    with pytest.raises(UserError, match="NonDynamicallyQuantizableLinear, which MultiheadAttention never calls"):
+        sparsify(encoder, modules="*.out_proj")

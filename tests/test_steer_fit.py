@@ -1,7 +1,7 @@
 """Fitting maps: planted ones, end to end against site by site, and a model left as it was."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -229,3 +229,48 @@ def test_a_fit_leaves_the_model_as_it_was(fails: bool) -> None:
     assert model.norm.bias.grad is None
     assert model.get_buffer("calls") == 0
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Heads(nn.Module):
+    """A norm within each of two heads, with the tokens before or after the heads."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.norm, self.tokens = nn.LayerNorm(4), tokens
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        B, T, _ = hidden.shape
+        normed: Tensor = self.norm(hidden.view(B, T, 2, 4).transpose(1, self.tokens)).transpose(1, self.tokens)
+        return normed.flatten(2)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_masked_tokens_do_not_count_in_heads_either(tokens: int, pool: Any) -> None:
+    hidden, mask = x(6, 5, 8), torch.ones(6, 5, dtype=torch.long)
+    mask[:, :2] = 0
+    other = hidden.masked_fill(mask[..., None] == 0, 100.0)
+    other[..., 0] *= 1 + 9 * (mask == 0)
+    maps = []
+    for given in (hidden, other):
+        source = {"hidden": given, "attention_mask": mask}
+        target = {"hidden": x(6, 5, 8, seed=1), "attention_mask": mask}
+        with fit(Heads(tokens).double(), source, target, sites="norm", method=MeanAcT(pool=pool)) as steering:
+            maps.append(steering.maps["norm"].b_D)
+    assert torch.equal(*maps)
+
+
+class Named(NamedTuple):
+    """Positional inputs with names."""
+
+    hidden: Tensor
+
+
+def test_named_tuples_are_cut_into_minibatches_too() -> None:
+    source, target, model = x(9, 3), x(9, 3, seed=1), nn.Sequential(nn.LayerNorm(3)).double()
+    method = LinEAS(steps=2, batch=4)
+    with fit(model, [Named(source)], [Named(target)], sites="0", method=method) as named:
+        pass
+    with fit(model, source, target, sites="0", method=method) as plain:
+        pass
+    assert torch.equal(named.maps["0"].b_D, plain.maps["0"].b_D)

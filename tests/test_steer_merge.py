@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from transformers.pytorch_utils import Conv1D
 
-from foreshock.core.errors import UserError
+from foreshock.core.errors import ConfigError, UserError
 from foreshock.steer import AffineMap, Steering
 
 D = 6
@@ -170,6 +171,41 @@ def test_other_maps_in_force_at_the_site_are_composed_not_merged_past() -> None:
         Steering(model, {"0": affine(seed=1)}).merge()
 
 
+def test_what_else_changes_the_output_of_a_site_is_not_merged_past() -> None:
+    model: Any = ready(nn.Sequential(nn.LayerNorm(D)))
+    turned = x(D, D, seed=3)
+    model[0].register_forward_hook(lambda _norm, _inputs, output: output @ turned)
+    steering = Steering(model, {"0": affine()}).attach()
+    hooked = model(x(*TOKENS))
+    with pytest.raises(UserError, match="another forward hook is on it"):
+        steering.merge()
+    assert torch.equal(model(x(*TOKENS)), hooked)
+
+
+def test_a_shift_is_folded_before_maps_of_others_after_the_linears() -> None:
+    model, z = ready(Feeds(nn.RMSNorm(D))), x(*TOKENS)
+    steering = Steering(model, {"norm": affine()}).attach()
+    with Steering(model, {"gate": affine(seed=1)}):
+        hooked = model(z)
+        with steering.merge(example=z):
+            torch.testing.assert_close(model(z), hooked)
+
+
+def test_merged_maps_are_not_put_on_a_second_time() -> None:
+    model = ready(nn.Sequential(nn.LayerNorm(D)))
+    steering = Steering(model, {"0": affine()}).attach()
+    merged = steering.merge()
+    once = model(x(*TOKENS))
+    for again in (steering.merge, steering.attach, steering.__enter__):
+        with pytest.raises(UserError, match=r"merged already; undo\(\) that first"):
+            again()
+    assert torch.equal(model(x(*TOKENS)), once)
+    merged.undo()
+    assert steering.attached
+    with steering.merge():
+        assert torch.equal(model(x(*TOKENS)), once)
+
+
 def check_refused(model: nn.Module, site: str, own: AffineMap, message: str, example: Tensor | None) -> None:
     model = ready(model)
     steering = Steering(model, {site: own}).attach()
@@ -180,3 +216,21 @@ def check_refused(model: nn.Module, site: str, own: AffineMap, message: str, exa
     assert steering.attached
     assert torch.equal(model(z), hooked)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_masked_linear_is_not_merged_into() -> None:
+    """Masks choose inputs by the weights: with ω in them they would choose others."""
+    from foreshock.sparsity import sparsify
+
+    model = nn.Sequential(nn.Linear(D, D))
+    steering = Steering(model, {"0": affine()})
+    with sparsify(model, "wina", 0.5, modules="0"), pytest.raises(UserError, match="another forward hook"):
+        steering.merge()
+    steering.merge()
+
+
+def test_a_state_of_another_width_is_refused() -> None:
+    steering = Steering(nn.Sequential(nn.LayerNorm(D)), {"0": affine()})
+    other = Steering(nn.Sequential(nn.LayerNorm(3)), {"0": affine(3)})
+    with pytest.raises(ConfigError, match="must have 6 channels"):
+        steering.load_state_dict(other.state_dict())

@@ -85,3 +85,13 @@ def test_iti_is_the_normal_of_sklearn_s_logistic_regression(width: int) -> None:
     along = ITI(deviations=True).map(source, target).b_D
     np.testing.assert_allclose(along, unit * np.std(torch.cat([source, target]).numpy() @ unit), atol=1e-5)
     assert not ITI().map(source, source.flip(0)).b_D.abs().gt(1).any()
+
+
+def test_a_spread_of_the_size_of_rounding_is_none() -> None:
+    source, target = x(16, 2), x(16, 2, seed=1)
+    source[:, 0] = 3.0
+    source[:8, 0] += 2 * torch.finfo(source.dtype).eps
+    assert source[0, 0] != source[8, 0]
+    own = LinearAcT().map(source, target)
+    assert own.omega_D[0] == 1
+    assert own.b_D[0].item() == pytest.approx(target[:, 0].mean().item() - 3.0)

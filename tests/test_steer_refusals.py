@@ -72,6 +72,8 @@ def test_what_cannot_be_fitted_is_told(site: str, source: Any, target: Any, mess
         (lambda: LinEAS(pool="mena"), "did you mean 'mean'"),  # type: ignore[arg-type]
         (lambda: LinEAS(p=3), "p must be 1 or 2"),
         (lambda: LinearAcT(quantiles=(0.6, 0.4)), "two rising numbers"),
+        (lambda: fit(Odd(), ONES, ONES, sites="log", method="linear_act:quantiles=[0.5]"), "two rising numbers"),
+        (lambda: fit(Odd(), ONES, ONES, sites=[]), "sites must name at least one module"),
         (lambda: fit(Odd(), ONES, 2 * ONES, sites="log", method=LinEAS(lr=1e30)), "give a smaller lr"),
     ],
 )

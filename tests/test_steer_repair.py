@@ -164,6 +164,17 @@ def test_a_channel_without_spread_is_shifted_alone() -> None:
         assert float(steering.maps["0"].b_D[2]) == pytest.approx(mean, rel=1e-5)
 
 
+def test_a_spread_of_the_size_of_rounding_is_none() -> None:
+    linear, given = nn.Linear(1, 1), torch.randn(64, 1)
+    with torch.no_grad():
+        linear.weight.fill_(1e-7)
+        linear.bias.fill_(3.0)
+    drifted, healthy = nn.Sequential(linear), nn.Sequential(nn.Linear(1, 1))
+    assert drifted(given).unique().numel() > 1
+    with repair(drifted, healthy, given, sites="0") as steering:
+        assert steering.maps["0"].omega_D.item() == 1
+
+
 def test_precision_is_repaired_towards_the_finer_one(trained: Any) -> None:
     coarse = copy.deepcopy(trained).bfloat16()
     with repair(coarse, trained, FITTED[:, :-1]) as steering:

@@ -29,6 +29,7 @@ from tests.conftest import tiny_config
 
 QUICK = {
     "search": 'search:architectures=["resnet_digits","proxy"],train_steps=4,quality_steps=2,attack_steps=2,initial=2',
+    "steer": 'steer:on=digits,schemes=["mean_act_norms"],fit_steps=1',
     "sparsify": 'sparsify:schemes=["wina_equal","teal_rotated","wina_threshold","teal_greedy"],sequences=2',
 }
 """What is tried of tasks whose defaults take long."""

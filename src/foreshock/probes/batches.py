@@ -3,7 +3,7 @@
 Shapes: B samples, T tokens.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,21 @@ def mask_of(batch: Any) -> Tensor | None:
     """Which tokens of a batch count, booleans (B, T), where it says so as tokenizers do; None: all of them."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def spread(mask_BT: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """The mask for all places (B, …) of what a model makes of a batch, booleans; None: all of them count.
+
+    T is the one dimension of that size, as in (B, T), (B, T, heads) or (B, heads, T). Where the first size is another
+    than B, or none or several of the others are T, it cannot be told which places belong to which token.
+    """
+    if mask_BT is None or not shape or shape[0] != len(mask_BT):
+        return None
+    dims = [dim for dim, size in enumerate(shape) if dim and size == mask_BT.shape[1]]
+    if len(dims) != 1:
+        return None
+    view = [size if dim in (0, dims[0]) else 1 for dim, size in enumerate(shape)]
+    return mask_BT.view(view).expand(*shape)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Shapes: M outputs, N inputs (channels) of a linear y = W x with W (M, N).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrize
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from foreshock.core.errors import UserError
 from foreshock.probes.precision import accurate_dtype
@@ -57,8 +59,9 @@ def column_norms(linear: nn.Module) -> Tensor:
     """c_j = √(Σ_i W_ij²), the L2 norm of each column of W over the outputs: (N,), in fp32 or better, detached.
 
     Source: 2505.19427. Of `nn.Linear`, `Conv1D` (whose weight is transposed) and parametrized weights. Kept
-    until the weight is another tensor, lies elsewhere or has been written to; a parametrized weight is computed anew at
-    each call. Only writes through `weight.data`, which torch does not count, go unseen where the storage stays.
+    until the weight is another tensor, lies elsewhere, has been written to, or any optimizer has made a step (of fused
+    ones torch does not count that they write); a parametrized weight is computed anew at each call. Only writes through
+    `weight.data`, which are not counted either, go unseen where the weight stays where it is.
 
     Raises:
         UserError: as `matrix_of`.
@@ -78,7 +81,9 @@ def column_norms(linear: nn.Module) -> Tensor:
     if weight is None or weight.is_inference():  # neither identity nor version tells of a change
         _KEPT.pop(linear, None)
     else:
-        _KEPT[linear] = _Kept(ref(weight), StorageWeakRef(weight.untyped_storage()), weight._version, norms_N)  # type: ignore[no-untyped-call]
+        _forget_after_steps()
+        storage = StorageWeakRef(weight.untyped_storage())  # type: ignore[no-untyped-call]
+        _KEPT[linear] = _Kept(ref(weight), storage, _state(weight), norms_N)
     return norms_N
 
 
@@ -98,7 +103,7 @@ class _Kept:
 
     weight: ref[Tensor]
     storage: StorageWeakRef
-    version: int
+    state: tuple[Any, ...]
     norms_N: Tensor
 
     def holds(self, weight: Tensor) -> bool:
@@ -106,12 +111,23 @@ class _Kept:
         return (
             self.weight() is weight
             and not weight.is_inference()
-            and self.version == weight._version
+            and self.state == _state(weight)
             and self.storage.cdata == weight.untyped_storage()._cdata
         )
 
 
 _KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+def _state(weight: Tensor) -> tuple[Any, ...]:
+    """How often it was written to, and where in its storage it lies."""
+    return weight._version, weight.storage_offset(), weight.stride()
+
+
+@cache
+def _forget_after_steps() -> None:
+    """From the first norms that are kept, after every step of any optimizer: `fused=True` raises no version."""
+    register_optimizer_step_post_hook(lambda *_: _KEPT.clear())
 
 
 @contextmanager

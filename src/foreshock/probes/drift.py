@@ -126,6 +126,7 @@ def common_modules(model_a: nn.Module, model_b: nn.Module, patterns: str | Seque
     Raises:
         ConfigError: there is none; the nearest names are offered.
     """
+    require(patterns is None or bool(patterns), "modules", "must name at least one module, or be left out", patterns)
     chosen = modules_of(model_a, patterns) if patterns is not None else blocks_of(model_a)
     chosen = chosen or {path(name): child for name, child in model_a.named_children()}
     require(bool(chosen), "model_a", "must have modules to compare, as blocks or children", type(model_a).__name__)

@@ -30,6 +30,10 @@ class Hook:
         return _inert, ()
 
 
+class EditingHook(Hook):
+    """One that changes what passes through the module."""
+
+
 def _inert() -> Callable[..., None]:
     return _nothing
 

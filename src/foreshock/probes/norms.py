@@ -1,6 +1,8 @@
 """Norms over features in any model, and the scale and shift that they end with."""
 
+import copy
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,12 +49,14 @@ def scale_offset(norm: nn.Module) -> float:
     """
     given = _parameters(norm)
     weight = given["weight"]
+    bare = copy.copy(norm)  # hooks may change what it gives
+    bare._forward_hooks, bare._forward_pre_hooks = OrderedDict(), OrderedDict()
     x_D = torch.linspace(-1.0, 2.0, weight.numel(), dtype=weight.dtype, device=weight.device).reshape(weight.shape)
     for offset in (0.0, 1.0):
         silent = {name: torch.zeros_like(held) for name, held in given.items()} | {
             "weight": torch.full_like(weight, -offset)
         }
-        if not functional_call(norm, silent, (x_D,)).any():
+        if not functional_call(bare, silent, (x_D,)).any():
             return offset
     raise UserError(f"{type(norm).__name__} does not multiply by its weight, nor by 1 + weight: its scale is not known")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from foreshock.core.errors import require
-from foreshock.probes.batches import Batches, batches_of, call, evaluating, mask_of
+from foreshock.probes.batches import Batches, batches_of, call, evaluating, mask_of, spread
 from foreshock.probes.channels import channel_dim
 from foreshock.probes.hooks import Taps, first_tensor
 from foreshock.probes.precision import accurate
@@ -123,6 +123,5 @@ def tokens_of(output: Tensor, mask: Tensor | None, dim: int = -1) -> Tensor | No
     if output.ndim < 2:
         return None
     output = output.movedim(dim, -1)
-    if mask is not None and mask.shape == output.shape[:-1]:
-        return output[mask.to(output.device)]
-    return output.flatten(0, -2)
+    counted = spread(mask, output.shape[:-1])
+    return output.flatten(0, -2) if counted is None else output[counted.to(output.device)]

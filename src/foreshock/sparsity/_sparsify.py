@@ -9,6 +9,7 @@ from foreshock.core import plugins
 from foreshock.core.config import Spec
 from foreshock.core.errors import ConfigError, UserError, require, unknown
 from foreshock.probes.batches import Batches, batches_of
+from foreshock.probes.hooks import path
 from foreshock.sparsity.allocation import Greedy, Threshold, allocate
 from foreshock.sparsity.calibration import observe
 from foreshock.sparsity.handle import GATES, Sparsified, check_share
@@ -73,8 +74,9 @@ def sparsify(
         ConfigError: an unknown name or option, a number out of range, a glob that matches nothing (the nearest are
             offered), a model without linears (cats: without gated MLPs), calibration that is needed and not given or
             that is empty.
-        UserError: a glob names what is no linear, a weight cannot be read, the model is compiled, or a linear is
-            sparsified by another handle, or in calibration not called or not finite. The model is left as it was.
+        UserError: a glob names what is no linear, a weight cannot be read, the model or a part of it is compiled, or a
+            linear is sparsified by another handle, or in calibration not called or not finite. The model is left as it
+            was.
     """
     require(isinstance(method, str | Spec), "method", "must be the name of a method, or a Spec", method)
     spec = plugins.resolve("sparsity.methods", Spec.parse(method) if isinstance(method, str) else method)
@@ -150,5 +152,7 @@ def _allocation(allocation: str | Greedy, sparsity: Target, calibration: Batches
 
 
 def _check_uncompiled(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise UserError("sparsify: the model is compiled, and may never call what is put on; sparsify it before")
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            which = path(name) or "the model"
+            raise UserError(f"sparsify: {which} is compiled, and may never call what is put on; sparsify it before")

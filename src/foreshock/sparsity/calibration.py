@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshock.core.errors import UserError
-from foreshock.probes.batches import call, evaluating, mask_of
+from foreshock.probes.batches import call, evaluating, mask_of, spread
 from foreshock.sparsity.masks import Mask
 from foreshock.sparsity.quantiles import Quantiles
 
@@ -37,10 +37,10 @@ def _seeing(see: See, counted: Tensor | None) -> Callable[[Mask, Tensor, Tensor]
 
 def tokens(values: Tensor, counted: Tensor | None) -> Tensor:
     """The rows of (…, features) that count, as (tokens, features); all where the mask is for other tokens."""
-    rows = values.reshape(-1, values.shape[-1])
-    if counted is None or counted.numel() != rows.shape[0]:
-        return rows
-    return rows[counted.flatten().to(rows.device)]
+    rows, places = values.reshape(-1, values.shape[-1]), spread(counted, values.shape[:-1])
+    if counted is not None and places is None and counted.numel() == len(rows):
+        places = counted  # tokens of all samples in one dimension
+    return rows if places is None else rows[places.flatten().to(rows.device)]
 
 
 def observe(model: nn.Module, masks: Sequence[Mask], batches: Iterable[Any]) -> dict[str, Quantiles]:

@@ -7,17 +7,7 @@ from torch import nn
 
 from foreshock.core.errors import UserError, unknown_path
 from foreshock.probes.contributions import matrix_of
-
-KEYS = frozenset({"k", "k_proj", "key", "wk", "to_k"})
-"""Names of linears that make keys."""
-GATES = frozenset({"gate", "gate_proj", "w1"})
-"""Names of gates of gated MLPs; decisive where they have a sibling."""
-FUSED_QKV = frozenset({"qkv", "qkv_proj", "c_attn", "in_proj", "wqkv", "Wqkv"})
-"""Names of linears that make queries, keys and values, one after the other."""
-FUSED_GATE_UP = frozenset({"gate_up", "gate_up_proj"})
-"""Names of linears that make gates, then what is gated."""
-INTERLEAVED = frozenset({"query_key_value"})
-"""Names of linears that make queries, keys and values in an order that differs between models."""
+from foreshock.sparsity.names import FUSED_GATE_UP, FUSED_QKV, GATES, INTERLEAVED, KEYS
 
 
 def deciding_rows(norm: str, linears: Mapping[str, nn.Module], asked: str | None) -> tuple[str, slice]:

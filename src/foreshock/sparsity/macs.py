@@ -10,14 +10,15 @@ Shapes: L blocks, d width, q and kv widths of queries and of keys, f hidden feat
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from foreshock.core.errors import UserError, require, unknown_path
-from foreshock.probes.contributions import is_linear, matrix_of
+from foreshock.probes.contributions import is_linear
 from foreshock.probes.hooks import blocks_of, path
 from foreshock.probes.linears import linears_of
-from foreshock.sparsity.deciding import FUSED_GATE_UP, FUSED_QKV, GATES, KEYS
+from foreshock.sparsity.names import FUSED_GATE_UP, FUSED_QKV, GATES, KEYS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def shape_of(model: nn.Module) -> Shape:
     blocks = blocks_of(model)
     first = next(iter(blocks), "")
     inside = {
-        name.removeprefix(f"{first}."): (matrix_of(linear).shape[0], matrix_of(linear).shape[1])
+        name.removeprefix(f"{first}."): _size(linear)
         for name, linear in linears_of(model).items()
         if name.startswith(f"{first}.")
     }
@@ -193,10 +194,18 @@ def _shape(layers: int, linears: Mapping[str, tuple[int, int]], head: int) -> Sh
 
 
 def _sizes(model: nn.Module) -> dict[str, int]:
-    sizes = {path(name): matrix_of(module).numel() for name, module in model.named_modules() if is_linear(module)}
+    sizes = {path(name): math.prod(_size(module)) for name, module in model.named_modules() if is_linear(module)}
     if not sizes:
         raise UserError(f"this {type(model).__name__} has no linears, and so nothing to count")
     return sizes
+
+
+def _size(linear: Any) -> tuple[int, int]:
+    """Outputs and inputs, as the linear says: its weight may be on the meta device, or quantised."""
+    if isinstance(linear, nn.Linear):
+        return linear.out_features, linear.in_features
+    inputs, outputs = linear.weight.shape
+    return outputs, inputs
 
 
 def _check(sparsity: float, field: str) -> None:

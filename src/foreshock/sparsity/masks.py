@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from foreshock.core.errors import UserError
 from foreshock.probes.contributions import matrix_of
-from foreshock.probes.hooks import Hook
+from foreshock.probes.hooks import EditingHook, Hook
 from foreshock.probes.precision import accurate
 from foreshock.sparsity.gates import largest, whole
 from foreshock.sparsity.method import Method, Site
@@ -58,8 +58,8 @@ class Mask:
         """Put the hooks on."""
         site = self.site
         self._handles = [
-            site.linear.register_forward_pre_hook(Hook(self._before)),
-            site.linear.register_forward_hook(Hook(self._after)),
+            site.linear.register_forward_pre_hook(EditingHook(self._before)),
+            site.linear.register_forward_hook(EditingHook(self._after)),
         ]
         if site.gate is not None:
             self._handles.append(site.gate.register_forward_hook(Hook(self._hear)))

@@ -185,9 +185,13 @@ class _Forward:
     def __init__(self, linear: Any) -> None:
         self._linear = linear
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
         """The linear's output."""
         linear = self._linear
+        own: Callable[..., Tensor] = type(linear).forward
+        if len(given) != 1 or named:
+            return own(linear, *given, **named)
+        x: Tensor = given[0]
         weight_NM = linear.weight.t() if isinstance(linear, nn.Linear) else linear.weight
         if _one_token(x, weight_NM):
             if x.is_cuda:
@@ -197,7 +201,6 @@ class _Forward:
                 kept_K = x.view(-1).nonzero().view(-1)
                 if len(kept_K) <= DENSEST * len(weight_NM):
                     return decode(x, weight_NM, kept_K, linear.bias)
-        own: Callable[[Any, Tensor], Tensor] = type(linear).forward
         return own(linear, x)
 
 

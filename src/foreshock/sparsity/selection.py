@@ -11,6 +11,9 @@ from foreshock.probes.contributions import is_linear
 from foreshock.probes.hooks import path
 from foreshock.probes.linears import linears_of
 
+UNCALLED = nn.modules.linear.NonDynamicallyQuantizableLinear
+"""The last linear of torch's `MultiheadAttention`, which hands its weight to a function: no mask on it would act."""
+
 Target = float | Mapping[str, float]
 """The sparsity, of all or by glob of linears."""
 
@@ -18,12 +21,14 @@ Target = float | Mapping[str, float]
 def chosen_linears(model: nn.Module, modules: str | Sequence[str] | None, sparsity: Target) -> dict[str, nn.Module]:
     """The linears named by the globs of `modules`, or else of `sparsity`; without globs those inside blocks, by path.
 
+    Left out are those that torch reads without calling them.
+
     Raises:
         ConfigError: a glob matches nothing (the nearest names are offered), or there is no linear.
         UserError: a glob matches only modules that are no linears.
     """
     if modules is None and not isinstance(sparsity, Mapping):
-        found = {name: module for name, module in linears_of(model).items() if is_linear(module)}
+        found = {name: module for name, module in linears_of(model).items() if not isinstance(module, UNCALLED)}
         if not found:
             raise ConfigError(f"{type(model).__name__} has no linears (nn.Linear, or Conv1D of transformers)")
         return found
@@ -37,13 +42,14 @@ def chosen_linears(model: nn.Module, modules: str | Sequence[str] | None, sparsi
 
 def _matching(glob: str, named: Mapping[str, nn.Module]) -> list[str]:
     """The linears that a glob names."""
-    linears = [name for name, module in named.items() if is_linear(module)]
+    linears = [name for name, module in named.items() if is_linear(module) and not isinstance(module, UNCALLED)]
     found = [name for name in linears if fnmatchcase(name, glob)]
     others = [name for name in named if fnmatchcase(name, glob)]
     if others and not found:
         inside = [name for name in linears if name.startswith(f"{others[0]}.")]
         advice = f"; name linears, such as {', '.join(inside[:3])}" if inside else ""
-        raise UserError(f"{others[0]} is a {type(named[others[0]]).__name__}, and no linear{advice}")
+        why = "which MultiheadAttention never calls" if isinstance(named[others[0]], UNCALLED) else "and no linear"
+        raise UserError(f"{others[0]} is a {type(named[others[0]]).__name__}, {why}{advice}")
     if not found:
         raise unknown_path("linear", glob, linears)
     return found

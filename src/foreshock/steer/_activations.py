@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshock.core.errors import UserError
-from foreshock.probes.batches import call, mask_of
+from foreshock.probes.batches import call, mask_of, spread
 from foreshock.probes.channels import channel_dim
 from foreshock.probes.precision import accurate
 from foreshock.steer._samples import Samples
@@ -108,9 +108,9 @@ def _pooled(z: Tensor, dim: int, mask_BT: Tensor | None, pool: Pool, site: str, 
     z = accurate(z)
     if z.ndim == 2:
         return z.clone()  # what follows may write into it in place
-    z_BPD = z.movedim(dim, -1).flatten(1, -2)
-    counted = mask_BT is not None and z.ndim == 3 and mask_BT.shape == z_BPD.shape[:2]
-    mask_BP = mask_BT.to(z.device) > 0 if counted and mask_BT is not None else z_BPD.new_ones(z_BPD.shape[:2]) > 0
+    z = z.movedim(dim, -1)
+    counted, z_BPD = spread(mask_BT, z.shape[:-1]), z.flatten(1, -2)
+    mask_BP = z_BPD.new_ones(z_BPD.shape[:2]) > 0 if counted is None else counted.flatten(1).to(z.device)
     if not mask_BP.any(dim=1).all():
         raise UserError(f"site {site!r}: a sample has no token or place that counts; leave empty samples out")
     if pool == "last":

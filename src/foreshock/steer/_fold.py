@@ -100,9 +100,9 @@ def _output(model: nn.Module, example: Any, added: Sequence[tuple[nn.Module, Ten
 
 @contextmanager
 def _adding(added: Sequence[tuple[nn.Module, Tensor]]) -> Iterator[None]:
-    """The tensors are added to what the modules put out."""
+    """The tensors are added to what the modules put out, as a bias would: before any other hook on them."""
     handles = [
-        module.register_forward_hook(lambda _module, _inputs, output, shift=shift: output + shift)
+        module.register_forward_hook(lambda _module, _inputs, output, shift=shift: output + shift, prepend=True)
         for module, shift in added
     ]
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from foreshock.core.errors import UserError
-from foreshock.probes.hooks import path
+from foreshock.probes.hooks import EditingHook, Hook, path
 from foreshock.probes.norms import is_norm, scale_offset
 from foreshock.steer._fold import folded
 from foreshock.steer._sites import SteeringHook
@@ -54,12 +54,14 @@ class Merged:
 
     touched: tuple[str, ...]
     """Names of the parameters that were changed or added."""
+    in_force: bool
+    """Whether the maps are in the parameters: until `undo`."""
 
     def __init__(self, model: nn.Module, handle: Attachable) -> None:
         self._names = {module: path(name) for name, module in model.named_modules()}
         self._handle, self._was_attached = handle, handle.attached
         self._before: list[tuple[nn.Module, str, Tensor | None]] = []
-        self.touched = ()
+        self.touched, self.in_force = (), True
 
     @torch.no_grad()
     def set(self, module: nn.Module, name: str, value: Tensor) -> None:
@@ -76,14 +78,16 @@ class Merged:
     @torch.no_grad()
     def undo(self) -> None:
         """Put every parameter back as it was; nothing happens the second time."""
-        undone = bool(self._before)
+        if not self.in_force:
+            return
+        self.in_force = False
         for module, name, value in reversed(self._before):
             if value is None:
                 setattr(module, name, None)
             else:
                 getattr(module, name).copy_(value)
         self._before.clear()
-        if undone and self._was_attached:
+        if self._was_attached:
             self._handle.attach()
 
     def __enter__(self) -> Self:
@@ -113,8 +117,6 @@ def merge(model: nn.Module, maps: Mapping[str, AffineMap], example: Any, *, hand
             _write(merged, modules[site], own, fold=site in shifts)
     except BaseException:
         merged.undo()
-        if merged._was_attached:
-            handle.attach()
         raise
     return merged
 
@@ -124,6 +126,13 @@ def _check(site: str, module: Any, own: AffineMap, slots: Mapping[int, list[str]
     kind = type(module).__name__
     if any(isinstance(hook, SteeringHook) for hook in module._forward_hooks.values()):
         raise UserError(f"site {site!r}: other maps are in force there too; compose() the two, and merge what it gives")
+    # What only looks may stay. Others may change the output after the map, or choose inputs by the weights (masks).
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if not all(isinstance(hook, Hook) and not isinstance(hook, EditingHook) for hook in hooks):
+        raise UserError(
+            f"site {site!r}: another forward hook is on it, as a rotation's or a mask's, and may change what the map "
+            "acts on; take it off first, or leave the maps as hooks"
+        )
     if own.ranged:
         raise UserError(f"site {site!r}: a map that acts within a range of quantiles cannot be merged; use the hooks")
     if not (is_norm(module) or _is_transposed(module) or type(module).forward in PLAIN):

@@ -19,6 +19,7 @@ from foreshock.steer._sites import sites_of
 from foreshock.steer.handle import Steering
 from foreshock.steer.maps import AffineMap
 from foreshock.steer.methods._contract import LocalMethod
+from foreshock.steer.methods.linear_act import ROUNDING
 
 METHODS = ("paired", "linear_act", "gaussian_act", "mean_act")
 """Closed forms: least squares over the same tokens, or over sorted ones, moments, and means."""
@@ -122,13 +123,14 @@ def _finite(site: str, sample: Sample | None) -> tuple[Tensor, Tensor]:
 
 
 def _paired(x_KD: Tensor, h_KD: Tensor) -> AffineMap:
-    """The line of least squares from x to h by channel; a channel of x without spread is shifted alone."""
+    """The line of least squares from x to h by channel; where x spreads no more than by rounding, a shift alone."""
     dtype = x_KD.dtype
+    rounding_D = ROUNDING * torch.finfo(dtype).eps * x_KD.abs().amax(0).double()
     x_KD, h_KD = x_KD.double(), h_KD.double()
     x_D, h_D = x_KD.mean(0), h_KD.mean(0)
     spread_D = (x_KD - x_D).square().sum(0)
     slope_D = ((x_KD - x_D) * (h_KD - h_D)).sum(0) / spread_D
-    omega_D = slope_D.where((x_KD.amin(0) < x_KD.amax(0)) & (spread_D > 0), 1.0)
+    omega_D = slope_D.where(spread_D > len(x_KD) * rounding_D.square(), 1.0)
     return AffineMap(omega_D=omega_D.to(dtype), b_D=(h_D - omega_D * x_D).to(dtype))
 
 

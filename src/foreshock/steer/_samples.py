@@ -96,4 +96,4 @@ def _rows(batch: Any, indices: Tensor, size: int) -> Any:
 
     if isinstance(batch, Mapping):
         return {name: cut(member) for name, member in batch.items()}
-    return type(batch)(cut(member) for member in batch) if _is_listed(batch) else cut(batch)
+    return tuple(cut(member) for member in batch) if _is_listed(batch) else cut(batch)

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foreshock.core.errors import UserError
-from foreshock.probes.hooks import Hook, blocks_of, path
+from foreshock.core.errors import UserError, require
+from foreshock.probes.hooks import EditingHook, blocks_of, path
 from foreshock.probes.magnitude import modules_of
 from foreshock.probes.norms import norms_of
 
 
-class SteeringHook(Hook):
+class SteeringHook(EditingHook):
     """A hook that maps what a site puts out."""
 
 
@@ -25,11 +25,13 @@ def sites_of(model: nn.Module, sites: str | Sequence[str] | None) -> dict[str, n
     one. Where no block holds a norm itself, all norms inside of blocks are taken; in a model without blocks, all norms.
 
     Raises:
-        ConfigError: a glob matches nothing; the nearest names are offered.
+        ConfigError: a glob matches nothing (the nearest names are offered), or there is none.
         UserError: no sites are named, and the model has no norms over features.
     """
     if sites is not None:
-        return modules_of(model, sites)
+        found = modules_of(model, sites)
+        require(bool(found), "sites", "must name at least one module; leave it out for the default", sites)
+        return found
     norms = norms_of(model)
     blocks = tuple(blocks_of(model))
     own = [[name for name in norms if name.rpartition(".")[0] == block] for block in blocks]

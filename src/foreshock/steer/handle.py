@@ -59,6 +59,7 @@ class Steering:
         self._model = model
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._maps = _checked(model, maps)
+        self._merged: Merged | None = None
         self.strength = strength
 
     @property
@@ -96,7 +97,12 @@ class Steering:
         return bool(self._handles)
 
     def attach(self) -> Self:
-        """Put the maps in force; nothing happens where they are."""
+        """Put the maps in force; nothing happens where they are.
+
+        Raises:
+            UserError: they are merged: they would act twice.
+        """
+        self._check_unmerged()
         if not self._handles:
             modules = {path(name): module for name, module in self._model.named_modules()}
             self._handles = [modules[site].register_forward_hook(self._hook(site)) for site in self._maps]
@@ -151,9 +157,16 @@ class Steering:
 
         Raises:
             UserError: a site has no parameters for its map, shares them with another module, or has a map within a
-                range only; other maps are in force there; a shift cannot be folded. Nothing is changed then.
+                range only; other maps or hooks are in force there; a shift cannot be folded; the maps are merged
+                already. Nothing is changed then.
         """
-        return merge(self._model, self._in_force, example, handle=self)
+        self._check_unmerged()
+        self._merged = merge(self._model, self._in_force, example, handle=self)
+        return self._merged
+
+    def _check_unmerged(self) -> None:
+        if self._merged is not None and self._merged.in_force:
+            raise UserError("the maps are merged already; undo() that first, or they would act twice")
 
     def state_dict(self) -> dict[str, Any]:
         """Strength and maps, of numbers, texts and tensors alone; the tensors are those in use."""
@@ -167,6 +180,9 @@ class Steering:
         """
         maps, strength = _read(state)
         loaded = Steering(self._model, maps, strength=strength)
+        for site in maps.keys() & self._maps.keys():
+            theirs, ours = len(maps[site].omega_D), len(self._maps[site].omega_D)
+            require(theirs == ours, f"the map at {site!r}", f"must have {ours} channels", theirs)
         attached = self.attached
         self.remove()
         self._maps, self.strength = loaded._maps, strength

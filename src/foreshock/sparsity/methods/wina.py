@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from foreshock.core.errors import ConfigError
 from foreshock.sparsity.method import Method, Site
+from foreshock.sparsity.names import FUSED_GATE_UP, FUSED_QKV, GATES, INTERLEAVED, KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
 
-WITH_NORMS = frozenset(
-    {"k", "k_proj", "key", "gate", "gate_proj", "w1"}
-    | {"qkv", "qkv_proj", "c_attn", "query_key_value", "Wqkv", "gate_up", "gate_up_proj"}
-)
+WITH_NORMS = KEYS | GATES | FUSED_QKV | FUSED_GATE_UP | INTERLEAVED
 """Last parts of the paths of the linears whose column norms the authors' code uses: keys, gates and what holds them."""
 
 

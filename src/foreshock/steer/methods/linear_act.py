@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from foreshock.steer._activations import Fitting
     from foreshock.steer.maps import AffineMap
 
+ROUNDING = 4
+"""Standard deviation up to which a channel has no spread, in units of round-off at its largest value: a slope there
+would be one through rounding errors, and of a size like theirs inverted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAcT(LocalMethod):
     """T(z) = ω z + b with the least Σᵢ (y₍ᵢ₎ - ω x₍ᵢ₎ - b)² over sorted pairs, channel by channel (2410.23054).
 
-    ω = Σ x̃ ỹ / Σ x̃² of centred x and y, b = ȳ - ω x̄. A channel without spread in the source is shifted alone, where
-    the paper adds noise of 1e-8 to x. Sets of different size are matched by quantiles.
+    ω = Σ x̃ ỹ / Σ x̃² of centred x and y, b = ȳ - ω x̄. A channel whose spread in the source is of the size of rounding is
+    shifted alone, where the paper adds noise of 1e-8 to x. Sets of different size are matched by quantiles.
     """
 
     pool: Pool = "mean"
@@ -35,7 +39,8 @@ class LinearAcT(LocalMethod):
 
     def __post_init__(self) -> None:
         check_pool(self.pool)
-        right = self.quantiles is None or 0 <= self.quantiles[0] < self.quantiles[1] <= 1
+        between = self.quantiles
+        right = between is None or (len(between) == 2 and 0 <= between[0] < between[1] <= 1)
         require(right, "linear_act:quantiles", "must be two rising numbers in [0, 1], or null", self.quantiles)
 
     def maps(self, fitting: Fitting) -> Mapping[str, AffineMap]:
@@ -50,6 +55,8 @@ class LinearAcT(LocalMethod):
 
     def map(self, source_ND: Tensor, target_MD: Tensor) -> AffineMap:
         """The map of one site, from pooled activations (N, D) and (M, D)."""
+        import torch
+
         from foreshock.steer._quantiles import matched
         from foreshock.steer.maps import AffineMap
 
@@ -58,7 +65,8 @@ class LinearAcT(LocalMethod):
         x_D, y_D = ((weight_Q1 * given).sum(dim=0) for given in (x_QD, y_QD))
         spread_D = (weight_Q1 * (x_QD - x_D).square()).sum(dim=0)
         slope_D = (weight_Q1 * (x_QD - x_D) * (y_QD - y_D)).sum(dim=0) / spread_D
-        omega_D = slope_D.where((x_QD[0] < x_QD[-1]) & (spread_D > 0), 1.0)
+        rounding_D = ROUNDING * torch.finfo(x_QD.dtype).eps * x_QD.abs().amax(dim=0)
+        omega_D = slope_D.where(spread_D > rounding_D.square(), 1.0)
         if self.quantiles is None:
             return AffineMap(omega_D=omega_D, b_D=y_D - omega_D * x_D)
         low_D, high_D = source_ND.quantile(source_ND.new_tensor(self.quantiles), dim=0)
