@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import foreshock
+from foreshock import steer
 from foreshock.core.model_config import ModelConfig
 from foreshock.core.run_config import DataConfig, RunConfig
 from foreshock.core.run_folder import RunFolder
-from foreshock.probes.drift import drift
-from foreshock.steer import repair
 from foreshock.training.setup import build_model
 
 VOCAB, LENGTH, BATCH = 32, 48, 16
@@ -79,8 +78,8 @@ def channels(out: Path) -> str:
 
 def repaired(model: nn.Module, healthy: nn.Module, method: str) -> str:
     """Held-out loss and what is left of the error at the head's input, under maps after all norms."""
-    with repair(model, healthy, FITTED[:, :-1], method=method):
-        left = drift(healthy, model, HELD_OUT[:, :-1], modules="final_norm").by_layer["final_norm"]
+    with steer.repair(model, healthy, FITTED[:, :-1], method=method):
+        left = foreshock.drift(healthy, model, HELD_OUT[:, :-1], modules="final_norm").by_layer["final_norm"]
         return f"{held_out(model):.3f}, relative error of the final norm {left.paired:.3f}"
 
 
@@ -93,8 +92,8 @@ def main(out: Path) -> None:
         model = copy.deepcopy(healthy)
         train(model, lr, steps, out / name, seed=5000)
         print(f"\n{name}, {steps} steps at a learning rate of {lr:g}: channels: {channels(out / name)}")
-        print(drift(healthy, model, HELD_OUT[:, :-1]))
-        final = drift(healthy, model, HELD_OUT[:, :-1], modules="final_norm").by_layer["final_norm"]
+        print(foreshock.drift(healthy, model, HELD_OUT[:, :-1]))
+        final = foreshock.drift(healthy, model, HELD_OUT[:, :-1], modules="final_norm").by_layer["final_norm"]
         print(f"held-out loss {held_out(model):.3f}, relative error of the final norm {final.paired:.3f}")
         for method in ("paired", "linear_act"):
             print(f"  repaired by {method}: {repaired(model, healthy, method)}")

@@ -44,3 +44,19 @@ def test_the_example_leaves_a_record(tmp_path: Path, name: str) -> None:
     assert rows[-1]["loss/train_mean"] < rows[0]["loss/train_mean"]
     assert not [event for event in folder.events() if event["event"] == "monitor_stopped"]
     assert analyse(out).runs.height == 1
+
+
+@pytest.mark.slow
+def test_a_spike_is_repaired_in_part_and_a_ruined_model_is_not(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*command_of("drift_and_repair"), str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    healthy, *damaged = [float(found) for found in re.findall(r"held-out loss ([\d.]+)", done.stdout)]
+    paired = [float(found) for found in re.findall(r"repaired by paired: ([\d.]+)", done.stdout)]
+    assert healthy < paired[0] < damaged[0]
+    assert healthy < damaged[1] < paired[1]
