@@ -131,7 +131,7 @@ def test_a_model_that_runs_without_gradients_is_refused_by_lineas_alone() -> Non
     with pytest.raises(UserError, match=r"no gradients reach 0, .* method='linear_act'"):
         fit(model, source, omega * source + b, method="lineas")
     with fit(model, source, omega * source + b, method="linear_act") as steering:
-        assert steering.support.share == 1
+        assert steering.support == 1
 
 
 def test_incremental_maps_see_the_ones_before_them() -> None:

@@ -254,6 +254,6 @@ def test_support_is_told_by_site() -> None:
     own = AffineMap(omega_D=torch.tensor([1.0, 1.2, 1.0, 0.7, 1.0]), b_D=torch.zeros(5))
     support = Steering(network(), {"1": own, "3": affine()}, strength=0.1).support
     assert (support.counts, support.sizes) == ({"1": 2, "3": 5}, {"1": 5, "3": 5})
-    assert support.share == 0.7
+    assert support == 0.7
     assert support.by_site == {"1": 0.4, "3": 1.0}
     assert Steering(network(), {"1": own}).support_above(0.25).counts == {"1": 1}

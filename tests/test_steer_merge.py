@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 from transformers.pytorch_utils import Conv1D
 
 from foreshock.core.errors import ConfigError, UserError
-from foreshock.steer import AffineMap, Steering
+from foreshock.steer import AffineMap, Steering, fit
 
 D = 6
 
@@ -234,3 +234,13 @@ def test_a_state_of_another_width_is_refused() -> None:
     other = Steering(nn.Sequential(nn.LayerNorm(3)), {"0": affine(3)})
     with pytest.raises(ConfigError, match="must have 6 channels"):
         steering.load_state_dict(other.state_dict())
+
+
+def test_what_was_fitted_needs_no_example_to_be_merged() -> None:
+    """The shift of an RMSNorm goes into the linear behind it, which is found on the source."""
+    model = nn.Sequential(nn.RMSNorm(D), nn.Linear(D, D)).double()
+    steering = fit(model, x(16, D), x(16, D, seed=1) + 1, sites="0", method="mean_act")
+    hooked = model(x(5, D, seed=2))
+    with steering.merge():
+        assert not steering.attached
+        torch.testing.assert_close(model(x(5, D, seed=2)), hooked)

@@ -11,7 +11,7 @@ torch; each public name is imported when it is first used.
 >>> with steer.fit(model, source, target, sites="1", method="linear_act") as steering:
 ...     steering.strength = 0.5
 ...     steered = model(source)
->>> steering.support.share
+>>> float(steering.support)
 1.0
 """
 

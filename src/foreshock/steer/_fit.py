@@ -71,7 +71,8 @@ def fit(
     for site, own in maps.items():
         if not (own.omega_D.isfinite().all() and own.b_D.isfinite().all()):
             raise UserError(f"site {site!r}: the fitted map is not finite; leave the site out, or give more samples")
-    return Steering(model, maps).attach()
+    example, _ = next(fitting.source.batches())
+    return Steering(model, maps, example=example).attach()
 
 
 def _check(fitting: Fitting, method: Method) -> list[str]:

@@ -6,7 +6,6 @@ Shapes: D channels of a site.
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any, Self
@@ -22,16 +21,19 @@ from foreshock.steer._sites import SteeringHook, change_first
 from foreshock.steer.maps import AffineMap
 
 
-@dataclass(frozen=True, kw_only=True)
-class Support:
-    """How many channels the maps change."""
+class Support(float):
+    """The share of all channels at all sites that the maps change, a number in [0, 1]; and how many, site by site."""
 
-    share: float
-    """Of all channels at all sites, in [0, 1]."""
     counts: Mapping[str, int]
     """Changed channels by site."""
     sizes: Mapping[str, int]
     """All channels by site."""
+
+    def __new__(cls, counts: Mapping[str, int], sizes: Mapping[str, int]) -> Self:
+        """Args: changed channels, and all of them, by site."""
+        support = super().__new__(cls, sum(counts.values()) / (sum(sizes.values()) or 1))
+        support.counts, support.sizes = counts, sizes
+        return support
 
     @property
     def by_site(self) -> dict[str, float]:
@@ -49,14 +51,22 @@ class Steering:
     Several may be in force on one model: at a site that they share they act in the order they were attached in.
     """
 
-    def __init__(self, model: nn.Module, maps: Mapping[str, AffineMap], *, strength: float = 1.0) -> None:
-        """Args: the model, and maps by the path of the site after which each acts. Nothing is attached yet.
+    def __init__(
+        self, model: nn.Module, maps: Mapping[str, AffineMap], *, strength: float = 1.0, example: Any = None
+    ) -> None:
+        """Nothing is attached yet.
+
+        Args:
+            model: any module.
+            maps: by the path of the site after which each acts.
+            strength: λ.
+            example: a batch that `merge` takes where it is given none; `fit` leaves one of the source.
 
         Raises:
             ConfigError: a site that the model has not (the nearest are offered), a map that is not finite, or a
                 strength that is not a finite number of 0 or more.
         """
-        self._model = model
+        self._model, self._example = model, example
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._maps = _checked(model, maps)
         self._merged: Merged | None = None
@@ -88,8 +98,7 @@ class Steering:
         """Channels with |ω - 1| or |b| above a threshold."""
         counts = {site: int(own.support(threshold).sum()) for site, own in self._maps.items()}
         sizes = {site: len(own.omega_D) for site, own in self._maps.items()}
-        share = sum(counts.values()) / (sum(sizes.values()) or 1)
-        return Support(share=share, counts=counts, sizes=sizes)
+        return Support(counts, sizes)
 
     @property
     def attached(self) -> bool:
@@ -128,7 +137,8 @@ class Steering:
         Raises:
             UserError: a map loses what it maps, see `AffineMap.inverse`; the site is named.
         """
-        return Steering(self._model, {site: _named(site, own.inverse) for site, own in self._in_force.items()})
+        inverses = {site: _named(site, own.inverse) for site, own in self._in_force.items()}
+        return Steering(self._model, inverses, example=self._example)
 
     def compose(self, other: "Steering") -> "Steering":
         """First these maps, then the other's, each at its strength, as one at strength 1; not attached.
@@ -141,7 +151,8 @@ class Steering:
         for site in self._in_force.keys() & other._in_force.keys():
             composed[site] = _named(site, self._in_force[site].then, other._in_force[site])
         order = [path(name) for name, _ in self._model.named_modules()]
-        return Steering(self._model, dict(sorted(composed.items(), key=lambda item: order.index(item[0]))))
+        maps = dict(sorted(composed.items(), key=lambda item: order.index(item[0])))
+        return Steering(self._model, maps, example=self._example)
 
     def merge(self, example: Any = None) -> Merged:
         """Write the maps, at the strength of now, into the parameters of the sites themselves; nothing is left to run.
@@ -153,7 +164,8 @@ class Steering:
         reads it is tested there.
 
         Args:
-            example: a batch (tensor, tuple of positional inputs, mapping by name); only for shifts after RMSNorms.
+            example: a batch (tensor, tuple of positional inputs, mapping by name), for shifts after RMSNorms; of fitted
+                maps the default is one that they were fitted to.
 
         Raises:
             UserError: a site has no parameters for its map, shares them with another module, or has a map within a
@@ -161,7 +173,7 @@ class Steering:
                 already. Nothing is changed then.
         """
         self._check_unmerged()
-        self._merged = merge(self._model, self._in_force, example, handle=self)
+        self._merged = merge(self._model, self._in_force, self._example if example is None else example, handle=self)
         return self._merged
 
     def _check_unmerged(self) -> None:
@@ -210,7 +222,7 @@ class Steering:
 
     def __repr__(self) -> str:
         support, force = self.support, "attached" if self.attached else "not attached"
-        return f"Steering({len(self._maps)} sites, support {support.share:.3g}, strength {self.strength:g}, {force})"
+        return f"Steering({len(self._maps)} sites, support {support:.3g}, strength {self.strength:g}, {force})"
 
     def _hook(self, site: str) -> SteeringHook:
         def steer(module: nn.Module, _inputs: Any, output: Any) -> Any:

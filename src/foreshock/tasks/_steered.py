@@ -151,7 +151,7 @@ class _Bench:
             device = device_of(self.model)
             source, target = (ids[:, TITLE:].to(device) for ids in (self.source, self.target))
             rows["steer/distance"] = distance(self.model, steering, source, target, self.model)
-            rows["steer/support"] = steering.support.share
+            rows["steer/support"] = float(steering.support)
             steering.remove()
         rows["steer/loss_written"] = self._loss_of(texts)
         return {f"{name}/{scheme}": value for name, value in rows.items()}

@@ -119,7 +119,7 @@ class _Bench:
             )
             with self._fitted(fit, scheme) as steering:
                 p, energy = self._judged(start, k)
-                support = steering.support.share
+                support = float(steering.support)
                 left = distance(self.model, steering, held_out[0], held_out[1], lambda given: self.model(*given))
             found.append({"steer/share": p, "steer/energy": energy, "steer/support": support, "steer/distance": left})
         return _means(found)
