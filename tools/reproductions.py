@@ -67,7 +67,7 @@ def figures(paper: str, results: Path) -> str:
         return ""
     told = [name.removesuffix(".svg").replace("_", " ") for name in names]
     images = (f"![{alt}](../../results/{paper}/figures/{name})\n" for alt, name in zip(told, names, strict=True))
-    return "\n## The paper's figures from these runs\n\n" + "\n".join(images)
+    return "\n## Figures from these runs\n\n" + "\n".join(images)
 
 
 def row(claim: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from foreshock.core.run_folder import FINISHED
 from foreshock.report.charts.attention import logit_vs_lr, logit_vs_size
 from foreshock.report.charts.curvature import curvature_vs_step
 from foreshock.report.charts.loss import loss_vs_lr
+from foreshock.report.charts.schemes import loss_vs_work, turned_vs_cost
 from foreshock.report.charts.sensitivity import sensitivity_vs_size
 from foreshock.report.figures import Material, images, write_specs
 from foreshock.report.page import template
@@ -113,5 +114,7 @@ CHARTS: dict[Chart, Callable[[Material], Spec | None]] = {
     "logit_vs_lr": lambda m: logit_vs_lr(m.runs),
     "logit_vs_size": lambda m: logit_vs_size(m.runs),
     "curvature_vs_step": lambda m: curvature_vs_step(m.runs, m.metrics, m.events),
+    "loss_vs_work": lambda m: loss_vs_work(m.runs, m.metrics),
+    "turned_vs_cost": lambda m: turned_vs_cost(m.runs, m.metrics),
 }
 """What draws each chart."""

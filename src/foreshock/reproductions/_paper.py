@@ -7,8 +7,17 @@ import polars as pl
 
 from foreshock.reproductions._scale import Sizes
 
-Chart = Literal["loss_vs_lr", "sensitivity_vs_size", "logit_vs_lr", "logit_vs_size", "curvature_vs_step"]
-"""Held-out loss, LR sensitivity, or the largest attention logit, against learning rate or N; curvature over steps."""
+Chart = Literal[
+    "loss_vs_lr",
+    "sensitivity_vs_size",
+    "logit_vs_lr",
+    "logit_vs_size",
+    "curvature_vs_step",
+    "loss_vs_work",
+    "turned_vs_cost",
+]
+"""Held-out loss, LR sensitivity, or the largest attention logit, against learning rate or N; curvature over steps; what
+masks cost against the work they leave; how far steering goes against what it costs."""
 
 
 def best_loss(runs: pl.DataFrame) -> str:

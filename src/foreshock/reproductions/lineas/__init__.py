@@ -11,7 +11,7 @@ import polars as pl
 from foreshock.reproductions._claim import Claim
 from foreshock.reproductions._paper import Figure, Reference
 from foreshock.reproductions.lineas import digits, languages
-from foreshock.reproductions.lineas.recipes import Conditions, cpu, gpu
+from foreshock.reproductions.lineas.recipes import SIZE, Conditions, cpu, gpu
 
 ARXIV = "2503.10679"
 TITLE = "LinEAS: end-to-end learning of activation steering with a distributional loss"
@@ -38,9 +38,9 @@ def claims(at: Conditions) -> Iterator[Claim]:
 
 
 def figures(at: Conditions) -> Iterator[Figure]:
-    """None: there is no curve over learning rates here."""
-    del at
-    yield from ()
+    """How far schemes go, against what they cost."""
+    arms = (at.arm("languages"),)
+    yield Figure(source="ours", title="reach and cost", arms=arms, sizes=(SIZE,), charts=("turned_vs_cost",))
 
 
 def reference(runs: pl.DataFrame) -> Reference:

@@ -12,7 +12,7 @@ from foreshock.reproductions._claim import Claim
 from foreshock.reproductions._paper import Figure, Reference
 from foreshock.reproductions.wina import gates, parts, tables, work
 from foreshock.reproductions.wina.published import published
-from foreshock.reproductions.wina.recipes import Masked, cpu, gpu
+from foreshock.reproductions.wina.recipes import SIZES, Masked, cpu, gpu
 
 ARXIV = "2505.19427"
 TITLE = "WINA: weight informed neuron activation for accelerating large language model inference"
@@ -38,8 +38,8 @@ def claims(at: Masked) -> Iterator[Claim]:
 
 
 def figures(at: Masked) -> Iterator[Figure]:
-    """None: there is one learning rate."""
-    return iter(())
+    """What masks cost, against the work that they leave."""
+    yield Figure(source="ours", title="what masks cost", arms=("none",), sizes=SIZES, charts=("loss_vs_work",))
 
 
 def reference(runs: pl.DataFrame) -> Reference:
