@@ -89,7 +89,7 @@ def test_python_is_python():
 def test_c_is_c(tmp_path):
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        pytest.skip("no C compiler")
+        pytest.skip("no C compiler: put gcc or clang on the PATH")
     for at, document in enumerate(documents(100, "c", seed=0, split="fit")):
         file = tmp_path / f"{at}.c"
         file.write_bytes(b"#include <stdio.h>\n" + document.split(b"\n", 2)[2])

@@ -4,7 +4,6 @@ Shapes: B images, K classes, Z noise inputs, E features of a prompt, C channels,
 D features.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foreshock.core.draws import stream_seed
 from foreshock.core.errors import ConfigError, require
 from foreshock.images.data import ImageData, image_data
 from foreshock.probes.generators import generators_kept
@@ -218,5 +218,4 @@ def generate(model: Generator, classes_B: Tensor, seed: int) -> Tensor:
 
 
 def _stream(seed: int, purpose: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/generator/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return torch.Generator().manual_seed(stream_seed(seed, f"generator/{purpose}"))

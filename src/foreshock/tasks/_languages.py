@@ -6,8 +6,7 @@ Shapes: N documents, T tokens, S tokens of a sample, V vocabulary. Whatever hook
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from foreshock.core.config import Spec
 from foreshock.core.errors import ConfigError, require
+from foreshock.probes.batches import evaluating
 from foreshock.proxy.data.sources.languages import documents, opening
 from foreshock.proxy.data.tokenizers.bytes import VOCAB_SIZE
 
@@ -149,7 +149,7 @@ def sample(
     for row, prompt in zip(ids_NT, prompts, strict=True):
         row[: len(prompt)] = prompt
     luck_NS = torch.rand(len(prompts), new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(prompts), _ROWS):
             rows = torch.arange(start, min(start + _ROWS, len(prompts)))
             _continue(model, ids_NT, rows, lengths[rows], luck_NS[rows], temperature)
@@ -186,7 +186,7 @@ def losses(model: nn.Module, ids_NT: Tensor) -> Tensor:
     """
     require(len(ids_NT) > 0 and ids_NT.shape[1] > 1, "ids", "must hold a document of two tokens", list(ids_NT.shape))
     means: list[Tensor] = []
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(ids_NT), _ROWS):
             rows_NT = ids_NT[start : start + _ROWS].to(device_of(model))
             log_NVT = model(rows_NT[:, :-1]).double().log_softmax(-1).transpose(1, 2)
@@ -198,18 +198,6 @@ def perplexity(model: nn.Module, ids_NT: Tensor) -> float:
     """Exponential of the mean loss a token of documents (N, T); infinite beyond what exp can give."""
     loss = float(losses(model, ids_NT).mean())
     return math.exp(loss) if loss < math.log(np.finfo(float).max) else math.inf
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, and every module afterwards in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,6 +1,6 @@
 """From one language to another: how far each way of steering leads, and at what cost."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from foreshock.reproductions import _measures as m
 from foreshock.reproductions._claim import Claim, Margin, above, below, within
@@ -34,15 +34,23 @@ def claims(at: Conditions) -> Iterator[Claim]:
     yield from _of_support(at)
 
 
-def _of_sites(at: Conditions, sites: str) -> Iterator[Claim]:
-    own, where = f"lineas_{sites}", WHERE[sites]
+ClaimAt = Callable[[str, str, str, str, Number, Margin], Claim]
+"""Makes a claim about some sites from its id without them, source, statement, statistic, number and margin."""
 
+
+def _of_sites(at: Conditions, sites: str) -> Iterator[Claim]:
     def claim(id: str, source: str, statement: str, statistic: str, number: Number, margin: Margin) -> Claim:
-        said = f"{statistic}, {where}"
+        said = f"{statistic}, {WHERE[sites]}"
         return Claim(
             id=f"{id}_{sites}", source=source, statement=statement, statistic=said, number=number, margin=margin
         )
 
+    for part in (_against_none, _against_rivals, _harm):
+        yield from part(at, sites, claim)
+
+
+def _against_none(at: Conditions, sites: str, claim: ClaimAt) -> Iterator[Claim]:
+    own = f"lineas_{sites}"
     yield claim(
         "works",
         "results",
@@ -67,6 +75,10 @@ def _of_sites(at: Conditions, sites: str) -> Iterator[Claim]:
         at.text("loss_target", own) - at.text("loss_target", "none"),
         within(COST),
     )
+
+
+def _against_rivals(at: Conditions, sites: str, claim: ClaimAt) -> Iterator[Claim]:
+    own = f"lineas_{sites}"
     for rival, name in RIVALS.items():
         other, source = f"{rival}_{sites}", "results" if rival in PUBLISHED else "ours"
         yield claim(
@@ -94,6 +106,10 @@ def _of_sites(at: Conditions, sites: str) -> Iterator[Claim]:
             m.log10(at.text("distance", f"{rival}_{sites}")) - m.log10(at.text("distance", own)),
             above(0.0),
         )
+
+
+def _harm(at: Conditions, sites: str, claim: ClaimAt) -> Iterator[Claim]:
+    """What maps do to the model besides."""
     yield claim(
         "linear_act_hurts",
         "results",
